@@ -1,0 +1,53 @@
+"""Post-training of language models with TRL's trainers, on native hot paths and packed layouts.
+
+Names are imported at first use, so that `import fastrl` loads neither a model library nor a GPU context.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_EXPORTS = {
+    "AdaptiveKLController": "fastrl.algos.kl_control",
+    "AutoModelForCausalLMWithValueHead": "fastrl.models",
+    "AutoModelForSeq2SeqLMWithValueHead": "fastrl.models",
+    "FixedKLController": "fastrl.algos.kl_control",
+    "PPOConfig": "fastrl.algos.ppo_config",
+    "PPOTrainer": "fastrl.algos.ppo",
+    "PreTrainedModelWrapper": "fastrl.models",
+    "RunningMoments": "fastrl.train.moments",
+    "create_reference_model": "fastrl.models",
+    "set_seed": "fastrl.train.seed",
+}
+_SUBPACKAGES = ("algos", "models", "ops", "rollout", "train")
+
+__all__ = sorted([*_EXPORTS, "__version__"])
+
+if TYPE_CHECKING:
+    from fastrl.algos.kl_control import AdaptiveKLController, FixedKLController
+    from fastrl.algos.ppo import PPOTrainer
+    from fastrl.algos.ppo_config import PPOConfig
+    from fastrl.models import (
+        AutoModelForCausalLMWithValueHead,
+        AutoModelForSeq2SeqLMWithValueHead,
+        PreTrainedModelWrapper,
+        create_reference_model,
+    )
+    from fastrl.train.moments import RunningMoments
+    from fastrl.train.seed import set_seed
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"fastrl.{name}")
+    raise AttributeError(f"module 'fastrl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, *_SUBPACKAGES])
