@@ -1,0 +1,156 @@
+"""Log-probabilities, entropies and values of given tokens under a policy, without forwarding padding.
+
+This is the door every trainer uses: `prepare_policy` once, then `logprobs` with whatever the trainer calls
+(the bare model, or DDP, PEFT and value-head wrappers around it).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from fastrl.models import attention, door, handshake, layout
+from fastrl.models.handshake import Plan
+from fastrl.ops.token_logprobs import token_logprobs
+from fastrl.types import LogProbs, Tokens
+
+_PLAN = "_fastrl_plan"
+_INNER = ("_orig_mod", "module", "_fsdp_wrapped_module", "pretrained_model")
+
+# Without gradients nothing has to be kept, so long passes go through in pieces of this many tokens.
+PACK_TOKENS = 8192
+
+
+def _find(model: nn.Module) -> tuple[PreTrainedModel, bool]:
+    """The transformers instance inside, and whether a soft prompt is put before what it is given."""
+    inside: Any = model
+    soft_prompt = False
+    while not isinstance(inside, PreTrainedModel):
+        step = next((inside._modules[name] for name in _INNER if name in inside._modules), None)
+        if step is None and hasattr(inside, "get_base_model"):
+            soft_prompt = inside.active_peft_config.is_prompt_learning
+            step = inside.get_base_model()
+        if step is None:
+            raise TypeError(
+                f"model: found no transformers model inside {type(model).__name__}; give a "
+                "PreTrainedModel, or one wrapped by PEFT, a value head, DDP, FSDP or torch.compile"
+            )
+        inside = step
+    return inside, soft_prompt
+
+
+def prepare_policy(model: nn.Module) -> Plan:
+    """Make a model ready for `logprobs`: install the door and find out what the model can do.
+
+    Call it before the model is wrapped for several processes; a second call costs nothing. The model's
+    parameters, gradients, mode and random state are left as they are.
+
+    Args:
+        model: a causal language model, bare or wrapped.
+
+    Returns:
+        how it will be scored; a warning states the reason if rows are not packed.
+
+    Raises:
+        TypeError: if no transformers model is inside.
+        ValueError: for an encoder-decoder, or a model without a language-model head.
+    """
+    instance, soft_prompt = _find(model)
+    plan = instance.__dict__.get(_PLAN)
+    if plan is not None and door.installed(instance):
+        stale = plan.packed and not attention.enabled(instance.config)
+        moved = plan.proven_on != handshake.key(instance) and not handshake.partitioned(instance)
+        if not stale and not moved:
+            return plan
+    if getattr(instance.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model: {type(instance).__name__} is an encoder-decoder, whose log-probabilities depend on "
+            "encoder inputs; call it with padded inputs instead"
+        )
+    if instance.get_output_embeddings() is None:
+        raise ValueError(f"model: {type(instance).__name__} has no language-model head")
+    door.install(instance)
+    plan = handshake.examine(instance)
+    instance.__dict__[_PLAN] = plan
+    if soft_prompt or not plan.packed:
+        reason = "a soft prompt precedes each row" if soft_prompt else plan.reason
+        warnings.warn(f"{type(instance).__name__} is scored with padding: {reason}", stacklevel=2)
+    return plan
+
+
+def counts_pads(model: nn.Module) -> bool:
+    """Whether the model, given an attention mask but no position_ids, counts left padding as positions.
+
+    True for GPT-2; False for rotary models and for those that derive positions from the mask (OPT).
+    """
+    return prepare_policy(model).counts_pads
+
+
+def logprobs(model: nn.Module, tokens: Tokens, temperature: float = 1.0) -> LogProbs:
+    """Score the tokens of each row from `tokens.scored[i]` on.
+
+    Args:
+        model: what the trainer calls; the call goes through it, so its wrappers stay armed.
+        tokens: (B, T) rows.
+        temperature: logits are divided by it.
+
+    Returns:
+        (B, T - 1) frames; differentiable where gradients are enabled. `values` is None unless the model
+        has a value head. Values are those of the hidden states the logits come from.
+
+    Raises:
+        ValueError, TypeError: for spans that do not fit, and as `prepare_policy`.
+    """
+    layout.check(tokens)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    plan = prepare_policy(model)
+    if _find(model)[1]:
+        return _soft_prompt_logprobs(model, tokens, temperature)
+    if plan.packed:
+        places = layout.packed(tokens, None if torch.is_grad_enabled() else PACK_TOKENS)
+    else:
+        places = layout.padded(tokens, plan.takes_positions, plan.counts_pads)
+    request = door.Request(places.batches, temperature, plan.head)
+    logp, entropy, values = model(fastrl_request=request)
+    return _frames(tokens, places.frame, logp, entropy, values)
+
+
+def _frames(
+    tokens: Tokens,
+    frame: torch.Tensor,
+    logp: torch.Tensor,
+    entropy: torch.Tensor,
+    values: torch.Tensor | None,
+) -> LogProbs:
+    """Put (S,) results at their places in (B, T - 1)."""
+    shape = (tokens.ids.shape[0], tokens.ids.shape[1] - 1)
+
+    def spread(flat: torch.Tensor) -> torch.Tensor:
+        zeros = flat.new_zeros(shape[0] * shape[1])
+        return zeros.index_copy(0, frame.to(flat.device), flat).view(shape)
+
+    mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool, device=frame.device)
+    mask = mask.index_fill_(0, frame, True).view(shape)
+    spread_values = None if values is None else spread(values)
+    return LogProbs(spread(logp), spread(entropy), spread_values, mask)
+
+
+def _soft_prompt_logprobs(model: nn.Module, tokens: Tokens, temperature: float) -> LogProbs:
+    """Plain call of a model that puts virtual tokens before each row; its logits are longer by those."""
+    places = layout.padded(tokens, takes_positions=False)
+    (batch,) = places.batches
+    inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
+    output = model(**inputs)
+    logits = output[0] if isinstance(output, tuple) else output.logits
+    values = output[2] if isinstance(output, tuple) else None
+    width = batch.inputs["input_ids"].shape[1]
+    logits = logits[:, -width:].reshape(-1, logits.shape[-1]).index_select(0, batch.rows)
+    logp, entropy = token_logprobs(logits, batch.targets, temperature)
+    if values is not None:
+        values = values[:, -width:].reshape(-1).index_select(0, batch.rows)
+    return _frames(tokens, places.frame, logp, entropy, values)
