@@ -17,8 +17,12 @@ class Tokens:
     ids: torch.Tensor  # (B, T) int64
     starts: list[int]  # B: padding before the row's first token
     lengths: list[int]  # B: tokens in the row
-    scored: list[int]  # B: index within the row (>= 1) of the first token whose log-probability is wanted
-    position_offsets: list[int] | None = None  # B: position id of the row's first token; None means 0
+    scored: list[
+        int
+    ]  # B: index within the row (>= 1) of the first token whose log-probability is wanted
+    position_offsets: list[int] | None = (
+        None  # B: position id of the row's first token; None means 0
+    )
 
     @property
     def attention_mask(self) -> torch.Tensor:
@@ -31,9 +35,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class LogProbs:
-    """What a policy says of given tokens. Column t speaks of token t + 1; unscored entries are 0."""
+    """What a policy says of given tokens. Column t speaks of token t + 1; the unscored are 0."""
 
     logp: torch.Tensor  # (B, T - 1) fp32
     entropy: torch.Tensor  # (B, T - 1) fp32
-    values: torch.Tensor | None  # (B, T - 1) fp32 value of the state before token t + 1; None without a value head
+    values: (
+        torch.Tensor | None
+    )  # (B, T - 1) fp32 value of the state before token t + 1; None without a value head
     mask: torch.Tensor  # (B, T - 1) bool, True on scored tokens

@@ -1,0 +1,49 @@
+"""What binds old spellings to today's names: closest-name hints, single warnings, error types.
+
+Imports nothing of fastrl; the classes that know their own history hold their own tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import warnings
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+_said: set[str] = set()
+_Class = TypeVar("_Class", bound=type)
+
+
+class InvalidChoice(ValueError, AssertionError):
+    """A value outside its list. Old releases used `assert`, so code that catches either works."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the known name most like this one, or an empty string."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def warn_once(message: str, category: type[Warning] = UserWarning, stacklevel: int = 3) -> None:
+    """Warn the first time this message is met in the process."""
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, category, stacklevel=stacklevel)
+
+
+def explain_unknown_fields(cls: _Class) -> _Class:
+    """Class decorator for a dataclass: an unknown keyword names the closest field."""
+    plain_init = cls.__init__
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+
+    @functools.wraps(plain_init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no field {name!r}{closest(name, known)}")
+        plain_init(self, *args, **kwargs)
+
+    cls.__init__ = __init__
+    return cls

@@ -1,9 +1,9 @@
 """The only door from an operation to its backends.
 
-A backend is a namespace (class or module) with the functions its operation names, e.g. `forward` and
-`backward`. `reference` is plain torch and always present; `cpp` is the CPU library; `cuda` and `triton`
-serve NVIDIA GPUs. Left alone, the best one for the tensor's device is taken; a backend that was asked
-for by name and cannot serve is an error that says why, never a silent fallback.
+A backend is a namespace (class or module) with the functions its operation names, e.g. `forward`
+and `backward`. `reference` is plain torch and always present; `cpp` is the CPU library; `cuda` and
+`triton` serve NVIDIA GPUs. Left alone, the best one for the tensor's device is taken; a backend
+that was asked for by name and cannot serve is an error that says why, never a silent fallback.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Op:
         return found
 
     def _refusal(self, backend: str, tensors: tuple[torch.Tensor, ...]) -> str | None:
-        """Why the backend cannot take these tensors, or None. Order: machine, kind, device, dtype."""
+        """Why the backend cannot take these tensors, or None."""
         reason = self.missing(backend)
         if reason is not None or backend == "reference":
             return reason
@@ -153,7 +153,9 @@ class Op:
         if _forced is not None:
             reason = self._refusal(_forced, tensors)
             if reason is not None:
-                raise BackendUnavailable(f"{self.name}: backend {_forced!r} was asked for: {reason}")
+                raise BackendUnavailable(
+                    f"{self.name}: backend {_forced!r} was asked for: {reason}"
+                )
             return self._load(_forced)
         order = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}.get(tensors[0].device.type, ())
         for backend in order:
@@ -165,5 +167,3 @@ class Op:
 def table() -> list[tuple[str, dict[str, str | None]]]:
     """For each operation, backend -> reason it is missing here (None: present)."""
     return [(op.name, {b: op.missing(b) for b in BACKENDS}) for op in OPS.values()]
-
-

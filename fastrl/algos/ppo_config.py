@@ -1,0 +1,162 @@
+"""Configuration of classic PPO: the fields and defaults of TRL 0.7.11, and three of ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastrl.legacy import InvalidChoice, explain_unknown_fields, warn_once
+from fastrl.train.statistics import flatten_dict
+
+KL_PENALTIES = ("kl", "abs", "mse", "full")
+
+
+class _Unset(int):
+    """A default that can be told from the same number written by the user."""
+
+
+_MINI_BATCH_SIZE = _Unset(128)
+
+
+def _script_name() -> str:
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return name[: -len(".py")]
+
+
+@explain_unknown_fields
+@dataclass
+class PPOConfig:
+    """Settings of `PPOTrainer`.
+
+    Fields up to `whiten_rewards` are those of TRL 0.7.11, in its order and with its defaults;
+    `position_ids` and `global_statistics` are ours. A batch is `batch_size` rows per process
+    and `step()`; it is trained on for `ppo_epochs` epochs in minibatches of `mini_batch_size` rows,
+    `gradient_accumulation_steps` of them to an optimizer step.
+
+    `mini_batch_size` left unset is 128 where that divides the batch and otherwise
+    `batch_size // gradient_accumulation_steps`, so that `PPOConfig(batch_size=1)` works as it did
+    while the default was 1. `optimize_cuda_cache` and `forward_batch_size` are older spellings of
+    `optimize_device_cache` and `mini_batch_size`.
+
+    Raises:
+        ValueError: batch sizes that do not divide, a value out of its range or list.
+        TypeError: an unknown field; the message names the closest one.
+        ImportError: `log_with="wandb"` without the package wandb.
+    """
+
+    exp_name: str = field(default_factory=_script_name)
+    seed: int = 0
+    log_with: Any = None
+    task_name: str | None = None
+    model_name: str | None = "gpt2"
+    query_dataset: str | None = "imdb"
+    reward_model: str | None = "sentiment-analysis:lvwerra/distilbert-imdb"
+    remove_unused_columns: bool = True
+    tracker_kwargs: dict[str, Any] = field(default_factory=dict)
+    accelerator_kwargs: dict[str, Any] = field(default_factory=dict)
+    project_kwargs: dict[str, Any] = field(default_factory=dict)
+    tracker_project_name: str = "trl"
+    push_to_hub_if_best_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    steps: int = 20000  # sets total_ppo_epochs = ceil(steps / batch_size), for loops that read it
+    learning_rate: float = 1.41e-5
+    adap_kl_ctrl: bool = True
+    init_kl_coef: float = 0.2
+    kl_penalty: Literal["kl", "abs", "mse", "full"] = "kl"
+    target: float = 6  # KL in nats per row that the adaptive controller steers to
+    horizon: float = 10000  # rows over which the controller acts
+    gamma: float = 1
+    lam: float = 0.95
+    cliprange: float = 0.2
+    cliprange_value: float = 0.2
+    vf_coef: float = 0.1
+    batch_size: int = 128
+    forward_batch_size: int | None = None
+    mini_batch_size: int = _MINI_BATCH_SIZE
+    gradient_accumulation_steps: int = 1
+    world_size: int | None = None
+    ppo_epochs: int = 4
+    max_grad_norm: float | None = None
+    optimize_cuda_cache: bool | None = None
+    optimize_device_cache: bool = False
+    early_stopping: bool = False
+    target_kl: float = 1
+    compare_steps: int = 1
+    ratio_threshold: float = 10.0
+    use_score_scaling: bool = False
+    use_score_norm: bool = False
+    score_clip: float | None = None
+    whiten_rewards: bool = False
+
+    # Filled while running.
+    is_encoder_decoder: bool | None = None
+    is_peft_model: bool | None = None
+    backward_batch_size: int | None = None
+    global_backward_batch_size: int | None = None
+    global_batch_size: int | None = None
+
+    # Ours.
+    position_ids: bool = (
+        False  # left padding: count positions from a row's first token, not its pads
+    )
+    global_statistics: bool = False  # whiten and average over the rows of all processes
+
+    def __post_init__(self) -> None:
+        self._take_old_spellings()
+        self._check_ranges()
+        self._set_batch_sizes()
+        self.total_ppo_epochs = math.ceil(self.steps / self.batch_size)
+        if self.log_with == "wandb" and importlib.util.find_spec("wandb") is None:
+            raise ImportError("log_with='wandb' needs the package wandb: pip install wandb")
+
+    def _take_old_spellings(self) -> None:
+        if self.forward_batch_size is not None:
+            warn_once("forward_batch_size is now mini_batch_size", FutureWarning, stacklevel=5)
+            self.mini_batch_size = self.forward_batch_size
+        if self.optimize_cuda_cache is not None:
+            warn_once("optimize_cuda_cache is now optimize_device_cache", FutureWarning, 5)
+            if self.optimize_device_cache and not self.optimize_cuda_cache:
+                raise ValueError("optimize_cuda_cache=False contradicts optimize_device_cache=True")
+            self.optimize_device_cache = self.optimize_cuda_cache
+
+    def _check_ranges(self) -> None:
+        if self.kl_penalty not in KL_PENALTIES:
+            raise InvalidChoice(f"kl_penalty={self.kl_penalty!r}: choose one of {KL_PENALTIES}")
+        for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: a whole number of at least 1 is needed")
+        for name in ("steps", "compare_steps", "horizon"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: it must be above 0")
+        for name in ("cliprange", "cliprange_value", "learning_rate", "init_kl_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: it must not be negative")
+        for name in ("score_clip", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value!r}: give a number above 0, or None for none")
+        if self.use_score_norm and not self.use_score_scaling:
+            warn_once("use_score_norm acts only with use_score_scaling=True", stacklevel=5)
+
+    def _set_batch_sizes(self) -> None:
+        steps = self.gradient_accumulation_steps
+        if self.mini_batch_size is _MINI_BATCH_SIZE:
+            fits = self.batch_size % (_MINI_BATCH_SIZE * steps) == 0
+            self.mini_batch_size = 128 if fits else max(1, self.batch_size // steps)
+        self.backward_batch_size = self.mini_batch_size * steps
+        if self.batch_size % self.backward_batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} is no multiple of mini_batch_size * "
+                f"gradient_accumulation_steps = {self.mini_batch_size} * {steps}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as one flat dict; nested dicts become `outer/inner`, empty ones vanish."""
+        fields: Mapping[str, Any] = self.__dict__
+        return flatten_dict(fields)
