@@ -19,7 +19,7 @@ class PPOBatch:
     model_inputs: dict[str, torch.Tensor]  # as the model takes them, each (B, T)
     left_padded: bool
     mask: torch.Tensor  # (B, T - 1) int64, 1 on response tokens that count
-    true_positions: bool  # positions count from a row's first token even when padded on the left
+    pads_count: bool  # a left-padded row's positions start at its number of pads
 
     @property
     def padded_length(self) -> int:
@@ -35,7 +35,7 @@ class PPOBatch:
             starts=starts,
             lengths=lengths,
             scored=[len(self.queries[i]) for i in rows],
-            position_offsets=None if self.true_positions else starts,
+            position_offsets=starts if self.pads_count else None,
         )
 
     def inputs(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:

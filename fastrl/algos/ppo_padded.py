@@ -70,7 +70,7 @@ class PaddedPPO(ClassicTrainer):
             model_inputs=inputs,
             left_padded=self.tokenizer.padding_side == "left",
             mask=self._mask(queries, responses, inputs, response_masks),
-            true_positions=self.config.position_ids,
+            pads_count=self._pads_count,
         )
 
     def _mask(

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastrl.legacy import warn_once
 from fastrl.models import SUPPORTED_ARCHITECTURES, PreTrainedModelWrapper, create_reference_model
-from fastrl.models.policy import prepare_policy
+from fastrl.models.policy import counts_pads, prepare_policy
 from fastrl.rollout.generate import generate_batched, generate_one
 from fastrl.train.agreement import agreed
 from fastrl.train.publishing import PublishingTrainer
@@ -34,6 +34,7 @@ class ClassicTrainer(PublishingTrainer):
 
     ref_model: Any
     is_peft_model: bool
+    _pads_count: bool
     push_to_hub_kwargs: dict[str, Any]
     data_collator: Any
     optional_peft_ctx: Callable[[], AbstractContextManager[Any]]
@@ -91,8 +92,10 @@ class ClassicTrainer(PublishingTrainer):
         self.current_device = self.accelerator.device
         if getattr(self.model, "is_sequential_parallel", False):
             self.current_device = torch.device(torch.accelerator.current_accelerator().type, 0)
+        self._pads_count = False
         if not self.is_encoder_decoder:
-            prepare_policy(self.model)
+            # TRL gives no position_ids: where the model then counts pads, so do packed rows.
+            self._pads_count = counts_pads(self.model) and not self.config.position_ids
         self.model, self.optimizer, self.dataloader, self.lr_scheduler = prepare(
             self.model, optimizer, loader, lr_scheduler
         )

@@ -1,0 +1,100 @@
+"""Every way a step's rows can be wrong is told by argument, row and mend."""
+
+import pytest
+import torch
+
+from fastrl.train.step_inputs import check_step_inputs
+
+VOCAB = 10
+
+
+def rows(n=2):
+    queries = [torch.tensor([1, 2, 3]) for _ in range(n)]
+    responses = [torch.tensor([4, 5]) for _ in range(n)]
+    scores = [torch.tensor(1.0) for _ in range(n)]
+    return queries, responses, scores
+
+
+def check(queries, responses, scores, masks=None, batch_size=2):
+    check_step_inputs(batch_size, queries, responses, scores, masks, VOCAB)
+
+
+def test_good_rows_pass():
+    queries, responses, scores = rows()
+    check(queries, responses, [scores[0], torch.tensor([2.0])])
+    check(queries, responses, scores, masks=[torch.tensor([1, 0]), torch.tensor([0, 1])])
+
+
+@pytest.mark.parametrize("name", ["queries", "responses", "scores"])
+def test_not_a_list(name):
+    given = dict(zip(("queries", "responses", "scores"), rows(), strict=True))
+    given[name] = torch.stack(given[name])
+    with pytest.raises(ValueError, match=f"{name} must be a list of tensors, got Tensor"):
+        check(**given)
+
+
+@pytest.mark.parametrize("name", ["queries", "responses", "scores"])
+def test_wrong_number_of_rows(name):
+    given = dict(zip(("queries", "responses", "scores"), rows(), strict=True))
+    given[name] = given[name][:1]
+    with pytest.raises(ValueError, match=f"{name} has 1 entries but the batch size is 2"):
+        check(**given)
+
+
+def test_unequal_lists_without_a_batch_size():
+    queries, responses, scores = rows()
+    with pytest.raises(ValueError, match="responses has 1 entries"):
+        check(queries, responses[:1], scores, batch_size=None)
+
+
+@pytest.mark.parametrize("name", ["queries", "responses"])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1, 2], "must be a tensor, got list"),
+        (torch.tensor([[1, 2]]), r"must be 1-D, got shape \(1, 2\)"),
+        (torch.tensor([], dtype=torch.long), "is empty"),
+        (torch.tensor([1.0, 2.0]), "token ids, got torch.float32"),
+        (torch.tensor([1, VOCAB]), f"is {VOCAB}, outside the vocabulary of {VOCAB}"),
+        (torch.tensor([-1, 2]), "is -1, outside the vocabulary"),
+    ],
+)
+def test_bad_token_rows(name, row, message):
+    given = dict(zip(("queries", "responses", "scores"), rows(), strict=True))
+    given[name][1] = row
+    with pytest.raises(ValueError, match=rf"{name}\[1\].*{message}"):
+        check(**given)
+
+
+def test_the_position_of_a_bad_id_is_named():
+    queries, responses, scores = rows()
+    responses[1] = torch.tensor([4, 5, 99, 6])
+    with pytest.raises(ValueError, match=r"responses\[1\]\[2\] is 99"):
+        check(queries, responses, scores)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (torch.tensor([[1.0]]), r"must hold one number, got shape \(1, 1\)"),
+        (torch.tensor([1.0, 2.0]), "must hold one number"),
+        (torch.tensor(float("nan")), "is nan: scores must be finite"),
+        (torch.tensor(float("-inf")), "is -inf"),
+        (1.0, "must be a tensor, got float"),
+    ],
+)
+def test_bad_scores(score, message):
+    queries, responses, scores = rows()
+    scores[1] = score
+    with pytest.raises(ValueError, match=rf"scores\[1\].*{message}"):
+        check(queries, responses, scores)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [(torch.tensor([0, 0]), "is all 0"), (torch.tensor([1, 1, 1]), r"shape \(3,\)")],
+)
+def test_bad_response_masks(mask, message):
+    queries, responses, scores = rows()
+    with pytest.raises(ValueError, match=rf"response_masks\[1\].*{message}"):
+        check(queries, responses, scores, masks=[torch.tensor([1, 1]), mask])
