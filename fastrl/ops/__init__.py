@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from fastrl.ops._dispatch import BackendUnavailable, forced_backend, use_backend
+from fastrl.ops.gae import gae
+from fastrl.ops.plan_packing import PackingPlan, plan_packing
+from fastrl.ops.shaped_rewards import shaped_rewards
+from fastrl.ops.whiten import whiten
 
 __all__ = [
     "BackendUnavailable",
+    "PackingPlan",
     "forced_backend",
+    "gae",
+    "plan_packing",
+    "shaped_rewards",
     "use_backend",
+    "whiten",
 ]

@@ -92,7 +92,7 @@ def backend_missing(name: str) -> str | None:
     return _native.missing("cpu" if name == "cpp" else "cuda")
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
     """Whether the tensor owns ordinary memory (no DTensor, FakeTensor, functorch wrapper)."""
     return type(tensor) in (torch.Tensor, torch.nn.Parameter) and not (
         torch._C._functorch.is_functorch_wrapped_tensor(tensor)
@@ -135,7 +135,7 @@ class Op:
             return reason
         device = "cpu" if backend == "cpp" else "cuda"
         for tensor in tensors:
-            if not _is_plain(tensor):
+            if not is_plain(tensor):
                 return f"{type(tensor).__name__} has no plain memory"
             interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
             if tensor.device.type != device and not interpreted:
@@ -162,6 +162,19 @@ class Op:
             if self._refusal(backend, tensors) is None:
                 return self._load(backend)
         return self._load("reference")
+
+    def differentiable(self) -> Any:
+        """The reference, for inputs that need a gradient which no other backend computes.
+
+        Raises:
+            BackendUnavailable: if another backend is forced.
+        """
+        if _forced not in (None, "reference"):
+            raise self._unavailable("an input requires grad, and only the reference has a backward")
+        return self._load("reference")
+
+    def _unavailable(self, reason: str) -> BackendUnavailable:
+        return BackendUnavailable(f"{self.name}: backend {_forced!r} was asked for: {reason}")
 
 
 def table() -> list[tuple[str, dict[str, str | None]]]:
