@@ -1,9 +1,10 @@
 """Attention over rows laid end to end, behind transformers' `AttentionInterface`.
 
-A model's attention name is changed once, from e.g. `"sdpa"` to `"fastrl_sdpa"`, and stays: a pass decides by
-the keyword `fastrl_segments`. Without it the call goes to the attention and mask functions the model had
-before, so `generate` and plain calls are as they were; with it each segment attends to itself alone. The
-name must not be switched per pass: gradient checkpointing runs the forward again during backward.
+A model's attention name is changed once, from e.g. `"sdpa"` to `"fastrl_sdpa"`, and stays: a pass
+decides by the keyword `fastrl_segments`. Without it the call goes to the attention and mask
+functions the model had before, so `generate` and plain calls are as they were; with it each
+segment attends to itself alone. The name must not be switched per pass: gradient checkpointing
+runs the forward again during backward.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastrl.models import varlen
 PREFIX = "fastrl_"
 SERVED = ("sdpa", "eager")
 
-# Keywords that models hand to every attention function and that change nothing for a packed training pass.
+# Keywords handed to every attention function that change nothing in a packed pass.
 _NEUTRAL = {"position_ids", "cache_position", "output_hidden_states", "return_dict"}
 
 
@@ -36,8 +37,9 @@ class PackingRefused(RuntimeError):
 class Segments:
     """Which stretch of the packed row attends to which.
 
-    `q[i]` and `k[i]` are half-open ranges over the N packed tokens. Queries are aligned with the end of
-    their keys: the last query of a segment sees its last key. Ranges in `q` follow one another from 0 to N.
+    `q[i]` and `k[i]` are half-open ranges over the N packed tokens. Queries are aligned with the
+    end of their keys: the last query of a segment sees its last key. Ranges in `q` follow one
+    another from 0 to N.
     """
 
     q: tuple[tuple[int, int], ...]

@@ -1,15 +1,16 @@
 """The one door to a model: a forward that also answers scoring requests.
 
-`install` gives a transformers instance a forward that behaves as its own unless it is called with the private
-keyword `fastrl_request`. Then it runs backbone, gather of the scored places and head inside itself, so that
-whatever wraps the instance (DDP, FSDP, ZeRO, autocast, PEFT) sees one ordinary forward call.
+`install` gives a transformers instance a forward that behaves as its own unless it is called with
+the private keyword `fastrl_request`. Then it runs backbone, gather of the scored places and head
+inside itself, so that whatever wraps the instance (DDP, FSDP, ZeRO, autocast, PEFT) sees one
+ordinary forward call.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,12 +57,16 @@ class Request:
     head: Head | None  # None: take the logits from the model's own forward
     want_hidden: bool = False
 
+    def with_hidden(self) -> Request:
+        """The same, with the hidden states in the answer."""
+        return replace(self, want_hidden=True)
+
 
 Answer = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def head_matrix(head: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-    """(weight, bias) of a head that is nothing but a matrix at this moment; None if it must be called."""
+    """(weight, bias) of a head that is nothing but a matrix now; None if it must be called."""
     if type(head) is not nn.Linear or "forward" in head.__dict__:
         return None
     if head._forward_hooks or head._forward_pre_hooks:
@@ -112,9 +117,10 @@ def _from_hidden(model: PreTrainedModel, batch: Batch, request: Request) -> Answ
 
 
 def own_logits(forward: Callable[..., Any], batch: Batch, want_hidden: bool) -> Answer:
-    """(logits, scored places in them, hidden) of a model's own forward, cut to the scored columns if it can.
+    """(logits, scored places in them, hidden) of a model's own forward.
 
-    logits: (rows, columns kept, V). The hidden states are those of all columns, flattened.
+    logits: (rows, columns kept, V), cut to the scored columns where the model can. The hidden
+    states are those of all columns.
     """
     inputs = dict(batch.inputs)
     names = inspect.signature(forward).parameters
@@ -187,7 +193,7 @@ def installed(model: PreTrainedModel) -> bool:
 
 
 def install(model: PreTrainedModel) -> None:
-    """Give the instance the door, once; a forward set on the instance before stays in use behind it."""
+    """Give the instance the door, once; a forward set on it before stays in use behind it."""
     if installed(model):
         return
     if "forward" in model.__dict__:

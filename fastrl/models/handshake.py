@@ -1,7 +1,8 @@
 """What a model can be trusted with, found out by trying it on the model itself.
 
-Three short rows are scored alone by the model's own forward, and again through the door: head path, packed
-layout, one gradient. Only what agrees is used; parameters, gradients, mode and random state are left alone.
+Three short rows are scored alone by the model's own forward, and again through the door: head
+path, packed layout, one gradient. Only what agrees is used; parameters, gradients, mode and
+random state are left alone.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from transformers import PreTrainedModel
 
 from fastrl.models import attention, door, layout
 from fastrl.models.attention import PackingRefused
+from fastrl.models.layout import Batch
 from fastrl.types import Tokens
 
-# Largest deviation, relative to the largest entry, by dtype of the parameters.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Largest deviation, relative to the largest entry, by dtype of the parameters. (fp64 models still
+# take rotary tables and softmax in fp32.)
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _LENGTHS = (6, 4, 9)
 _PLAIN_LAYERS = ("full_attention", "sliding_attention")
 
@@ -36,6 +39,7 @@ class Plan:
     takes_positions: bool  # accepts position_ids
     counts_pads: bool  # left to itself, counts padding before a row as positions
     proven_on: tuple[str, torch.dtype]  # device type and dtype the rows were tried on
+    head_reason: str | None = None  # why the head is not used by itself
 
 
 class Disagreement(RuntimeError):
@@ -50,7 +54,7 @@ def _close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) -
 
 
 def _trial(model: PreTrainedModel) -> Tokens:
-    """Three rows of different ids within the vocabulary, right-padded, scored from the second token."""
+    """Three right-padded rows of different ids, scored from the second token on."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     width = max(_LENGTHS)
     avoid = getattr(model.config, "pad_token_id", None)
@@ -97,34 +101,44 @@ def _embedded(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def _scores(model: PreTrainedModel, plan: layout.Layout, head: door.Head | None) -> dict[str, Any]:
-    """logp, hidden states and the embeddings' gradient of the sum of logp of the first 5 scored tokens."""
+def _scores(
+    model: PreTrainedModel,
+    batches: tuple[Batch, ...],
+    head: door.Head | None,
+    gradient: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Scores of all places; on request the gradient of row 0's summed logp by the embeddings."""
+    request = door.Request(batches, 1.0, head, want_hidden=True)
+    if not gradient:
+        with torch.no_grad():
+            logp, entropy, hidden = model(fastrl_request=request)
+        return {"log-probabilities": logp, "entropies": entropy, "hidden states": hidden}
     with _embedded(model) as leaves, torch.enable_grad():
-        request = door.Request(plan.batches, 1.0, head, want_hidden=True)
         logp, entropy, hidden = model(fastrl_request=request)
-        (gradient,) = torch.autograd.grad(logp[: _LENGTHS[0] - 1].sum(), leaves[-1:])
+        (by,) = torch.autograd.grad(logp[: _LENGTHS[0] - 1].sum(), leaves[-1:])
     return {
         "log-probabilities": logp.detach(),
         "entropies": entropy.detach(),
         "hidden states": hidden.detach(),
-        "gradient": gradient.detach().reshape(-1, gradient.shape[-1]),
+        "gradients": by.reshape(-1, by.shape[-1]),
     }
 
 
-def _alone(model: PreTrainedModel, tokens: Tokens, head: door.Head | None) -> dict[str, Any]:
-    """The same from each row by itself; the gradient is that of the first row."""
+def _alone(model: PreTrainedModel, tokens: Tokens) -> dict[str, torch.Tensor]:
+    """Each row by itself through the model's own forward, joined; the gradient is that of row 0."""
     rows = [
-        _scores(model, layout.padded(_row(tokens, row), takes_positions=False), head)
+        _scores(model, layout.padded(_row(tokens, row), False).batches, None, gradient=row == 0)
         for row in range(len(tokens.lengths))
     ]
-    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    joined["gradient"] = rows[0]["gradient"]
-    return joined
+    names = [name for name in rows[0] if name != "gradients"]
+    joined = {name: torch.cat([row[name] for row in rows]) for name in names}
+    # Nothing scored depends on a row's last token, which packed rows leave out.
+    return {**joined, "gradients": rows[0]["gradients"][:-1]}
 
 
-def _agree(got: dict[str, Any], want: dict[str, Any], tolerance: float) -> None:
-    for name, wanted in want.items():
-        _close(name, got[name], wanted, tolerance)
+def _agree(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float) -> None:
+    for name, given in got.items():
+        _close(name, given, want[name], tolerance)
 
 
 def _sliding_layers(config: Any) -> int:
@@ -157,7 +171,7 @@ def _prove_packed(
     model: PreTrainedModel,
     tokens: Tokens,
     head: door.Head | None,
-    alone: dict[str, Any],
+    alone: dict[str, torch.Tensor],
     tolerance: float,
 ) -> None:
     """Raise unless the packed rows give what the rows alone give and no gradient crosses rows."""
@@ -166,42 +180,41 @@ def _prove_packed(
         raise PackingRefused(reason)
     sliding = _sliding_layers(model.config)
     attention.enable(model.config)
-    plan = layout.packed(tokens)
-    (batch,) = plan.batches
+    (batch,) = layout.packed(tokens).batches
     segments = batch.inputs["fastrl_segments"]
     windows: list[int | None] = []
     inputs = {**batch.inputs, "fastrl_segments": replace(segments, windows=windows)}
-    got = _scores(model, layout.Layout((replace(batch, inputs=inputs),), plan.frame), head)
+    got = _scores(model, (replace(batch, inputs=inputs),), head, gradient=True)
     if not windows:
         raise PackingRefused("its layers do not call the registered attention function")
     if sum(window is not None for window in windows) != sliding:
         raise PackingRefused("its sliding window does not reach the attention function")
     end = segments.q[0][1]
-    if got["gradient"][end:].abs().max() != 0:
+    if got["gradients"][end:].abs().max() != 0:
         raise Disagreement("a gradient crosses from one packed row into another")
-    # The row alone is fed its last token as well, which no score depends on.
-    got["gradient"] = got["gradient"][:end]
-    _agree(got, {**alone, "gradient": alone["gradient"][:end]}, tolerance)
+    _agree({**got, "gradients": got["gradients"][:end]}, alone, tolerance)
 
 
-def _counts_pads(model: PreTrainedModel, tokens: Tokens, tolerance: float) -> bool:
-    """Whether two pads before a row change its scores when no positions are given."""
+def _counts_pads(
+    model: PreTrainedModel, tokens: Tokens, alone: dict[str, torch.Tensor], tolerance: float
+) -> bool:
+    """Whether two pads before row 0 change its scores when no positions are given."""
     row = _row(tokens, 0)
     length = row.lengths[0]
     ids = torch.cat([row.ids[:, :2], row.ids], dim=1)
     shifted = Tokens(ids, [2], [length], [1], [2])
-    want = _scores(model, layout.padded(row, takes_positions=False), None)
-    got = _scores(model, layout.padded(shifted, takes_positions=False), None)
+    got = _scores(model, layout.padded(shifted, takes_positions=False).batches, None)
+    want = alone["hidden states"][: length - 1]
     try:
         # Rotary tables are fp32 in any model, so shifted positions agree to fp32 at best.
-        _close("scores", got["hidden states"], want["hidden states"], max(tolerance, 1e-4))
+        _close("hidden states", got["hidden states"], want, max(tolerance, 1e-4))
     except Disagreement:
         return True
     return False
 
 
 def partitioned(model: PreTrainedModel) -> bool:
-    """Whether parameters are spread over processes, so that the instance cannot be called by itself."""
+    """Whether parameters are spread over processes, so that the instance cannot run by itself."""
     return any(
         hasattr(parameter, "ds_id") or parameter.numel() == 0 or hasattr(parameter, "device_mesh")
         for parameter in model.parameters()
@@ -214,6 +227,11 @@ def key(model: PreTrainedModel) -> tuple[str, torch.dtype]:
     return weight.device.type, weight.dtype
 
 
+def _told(error: Exception) -> str:
+    named = isinstance(error, (PackingRefused, Disagreement))
+    return str(error) if named else f"{type(error).__name__}: {error}"
+
+
 def examine(model: PreTrainedModel) -> Plan:
     """Try the model (with its door installed) and say how it is to be scored.
 
@@ -222,27 +240,28 @@ def examine(model: PreTrainedModel) -> Plan:
     """
     takes_positions = "position_ids" in inspect.signature(type(model).forward).parameters
     if partitioned(model):
-        reason = "its parameters are partitioned over processes, so it cannot be tried by itself"
+        reason = "its parameters are partitioned over processes, so it cannot run by itself"
         return Plan(False, None, reason, takes_positions, True, key(model))
     tolerance = TOLERANCE.get(key(model)[1], 5e-2)
     tokens = _trial(model)
     head: door.Head | None = door.Head.of_config(model.config)
-    reason = None
+    reason = head_reason = None
     with _undisturbed(model):
         try:
-            alone = _alone(model, tokens, None)
-            counts_pads = _counts_pads(model, tokens, tolerance)
-        except Exception as error:  # noqa: BLE001 e.g. a dtype its kernels lack on this device
-            reason = f"its own forward fails here ({type(error).__name__}: {error})"
+            alone = _alone(model, tokens)
+            counts_pads = _counts_pads(model, tokens, alone, tolerance)
+        except Exception as error:  # e.g. a dtype its kernels lack on this device
+            reason = f"its own forward fails here ({_told(error)})"
             return Plan(False, None, reason, takes_positions, True, key(model))
+        # Whatever a foreign model's parts fail with means: its own forward; the reason is reported.
         try:
-            _agree(_alone(model, tokens, head), alone, tolerance)
-        except Exception:  # noqa: BLE001 any failure of a foreign model's parts means: use its own forward
-            head = None
+            batches = layout.padded(tokens, takes_positions=False).batches
+            _agree(_scores(model, batches, head), alone, tolerance)
+        except Exception as error:
+            head, head_reason = None, _told(error)
         try:
             _prove_packed(model, tokens, head, alone, tolerance)
-        except Exception as error:  # noqa: BLE001 as above; the reason is reported
+        except Exception as error:
             attention.disable(model.config)
-            named = isinstance(error, (PackingRefused, Disagreement))
-            reason = str(error) if named else f"{type(error).__name__}: {error}"
-    return Plan(reason is None, head, reason, takes_positions, counts_pads, key(model))
+            reason = _told(error)
+    return Plan(reason is None, head, reason, takes_positions, counts_pads, key(model), head_reason)

@@ -1,12 +1,13 @@
 """From padded rows to what the model is fed, and back; all indices are made on the host.
 
 Notation: row i has `lengths[i]` tokens; token j of it (counted within the row) stands in column
-`starts[i] + j` of the (B, T) ids. Its log-probability comes from the hidden state of token j - 1 and lands
-in column `starts[i] + j - 1` of the (B, T - 1) result.
+`starts[i] + j` of the (B, T) ids. Its log-probability comes from the hidden state of token j - 1
+and lands in column `starts[i] + j - 1` of the (B, T - 1) result.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +41,8 @@ def check(tokens: Tokens) -> None:
 
     Raises:
         TypeError: ids that are not integer.
-        ValueError: ids not 2-D, lists of another length than the batch, a row that is empty, does not fit
-            in T columns, or is scored from its first token (nothing precedes it).
+        ValueError: ids not 2-D, lists of another length than the batch, a row that is empty, does
+            not fit in T columns, or is scored from its first token (nothing precedes it).
     """
     ids = tokens.ids
     if ids.dim() != 2:
@@ -58,7 +59,8 @@ def check(tokens: Tokens) -> None:
     for row, (start, length, scored) in enumerate(spans):
         if length < 1 or start < 0 or start + length > ids.shape[1]:
             raise ValueError(
-                f"tokens row {row}: start {start} and length {length} do not fit in {ids.shape[1]} columns"
+                f"tokens row {row}: start {start} and length {length} do not fit in "
+                f"{ids.shape[1]} columns"
             )
         if scored < 1:
             raise ValueError(f"tokens row {row}: scored must be at least 1, got {scored}")
@@ -107,7 +109,8 @@ def _to_device(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor,
 
 def _pack(tokens: Tokens, spans: _Spans) -> tuple[Batch, torch.Tensor]:
     columns = tokens.ids.shape[1]
-    # A row's last token predicts nothing that is asked for, so it is not forwarded (but a lone one is).
+    # A row's last token predicts nothing that is asked for, so it is not forwarded (but a lone
+    # one is).
     fed = np.maximum(spans.length - 1, 1)
     base = np.cumsum(fed) - fed
     count = spans.length - spans.scored
@@ -137,7 +140,8 @@ def packed(tokens: Tokens, max_tokens: int | None = None) -> Layout:
 
     Args:
         tokens: the rows.
-        max_tokens: start another batch before one would exceed this many tokens; None means one batch.
+        max_tokens: start another batch before one would exceed this many tokens; None means one
+            batch.
     """
     spans = _Spans.of(tokens)
     cuts = [0]
@@ -149,79 +153,67 @@ def packed(tokens: Tokens, max_tokens: int | None = None) -> Layout:
         held += length
     cuts.append(len(tokens.lengths))
     pieces = [
-        _pack(tokens, spans.take(slice(first, last)))
-        for first, last in zip(cuts, cuts[1:], strict=False)
+        _pack(tokens, spans.take(slice(first, last))) for first, last in itertools.pairwise(cuts)
     ]
     return Layout(tuple(batch for batch, _ in pieces), torch.cat([frame for _, frame in pieces]))
 
 
-def _padded_positions(spans: _Spans, columns: int, first: int) -> np.ndarray:
-    """(B, columns): a row's positions on its tokens, 0 on padding."""
-    column = first + np.arange(columns)[None]
-    positions = column - spans.start[:, None] + spans.offset[:, None]
-    inside = (column >= spans.start[:, None]) & (column < (spans.start + spans.length)[:, None])
-    return np.where(inside, positions, 0)
+def padded(tokens: Tokens, takes_positions: bool, counts_pads: bool = True) -> Layout:
+    """Every row from column 0 on, padded behind, less the columns that no row uses.
 
-
-def padded(tokens: Tokens, takes_positions: bool, own_positions_count_pads: bool = True) -> Layout:
-    """The rows as they stand, less the columns that no row uses.
+    Padding in front is avoided: queries that may see no key at all are NaN in some models. Only a
+    model that counts padding as positions, and takes none from us, gets it when
+    `position_offsets` ask for it.
 
     Args:
         tokens: the rows.
         takes_positions: whether the model accepts `position_ids`.
-        own_positions_count_pads: whether a model left to itself counts padding as positions.
+        counts_pads: whether the model left to itself counts padding in front as positions.
 
     Raises:
-        ValueError: if positions are asked for that a model without `position_ids` cannot be given.
+        ValueError: for position offsets the model cannot be given.
     """
     spans = _Spans.of(tokens)
+    offset = bool(spans.offset.any())
+    if not offset or takes_positions or not counts_pads:
+        return _grid(tokens, spans, np.zeros_like(spans.start), offset and takes_positions)
+    if (spans.offset != spans.start).any():
+        raise ValueError(
+            "tokens.position_offsets: this model takes no position_ids; "
+            "give None, or each row's start"
+        )
+    return _grid(tokens, spans, spans.start, False)
+
+
+def _grid(tokens: Tokens, spans: _Spans, at: np.ndarray, with_positions: bool) -> Layout:
+    """A padded batch in which row i begins at column at[i]."""
     total = tokens.ids.shape[1]
-    keep = spans.offset == spans.start
-    if not takes_positions and own_positions_count_pads and not keep.all():
-        if spans.offset.any():
-            raise ValueError(
-                "tokens.position_offsets: this model takes no position_ids; give None, or the padding "
-                "before each row"
-            )
-        return _shifted(tokens, spans)
-    # Cutting columns on the left moves positions, which is only harmless if they are given.
-    first = int(spans.start.min()) if takes_positions else 0
-    last = int((spans.start + spans.length).max())
-    width = last - first
-    column = np.arange(first, last)[None]
-    inside = (column >= spans.start[:, None]) & (column < (spans.start + spans.length)[:, None])
-    count = spans.length - spans.scored
-    place = spans.start + spans.scored - 1
-    arrays = _to_device(
-        tokens.ids.device,
-        _runs(spans.row * width + place - first, count),
-        _runs(spans.row * total + place + 1, count),
-        _runs(spans.row * (total - 1) + place, count),
-        inside.astype(np.int64).ravel(),
-        _padded_positions(spans, width, first).ravel(),
+    width = int((at + spans.length).max())
+    column = np.arange(width)[None]
+    inside = (column >= at[:, None]) & (column < (at + spans.length)[:, None])
+    source = spans.row[:, None] * total + np.clip(
+        column + (spans.start - at)[:, None], 0, total - 1
     )
-    rows, targets, frame, mask, positions = arrays
+    positions = np.where(inside, column - at[:, None] + spans.offset[:, None], 0)
+    count = spans.length - spans.scored
+    first = spans.start + spans.scored
+    rows, targets, frame, mask, source, positions = _to_device(
+        tokens.ids.device,
+        _runs(spans.row * width + at + spans.scored - 1, count),
+        _runs(spans.row * total + first, count),
+        _runs(spans.row * (total - 1) + first - 1, count),
+        inside.astype(np.int64).ravel(),
+        source.ravel(),
+        positions.ravel(),
+    )
+    flat = tokens.ids.reshape(-1)
     inputs = {
-        "input_ids": tokens.ids[:, first:last],
+        "input_ids": flat[source].view(-1, width),
         "attention_mask": mask.view(-1, width),
         "use_cache": False,
     }
-    if takes_positions:
+    if with_positions:
         inputs["position_ids"] = positions.view(-1, width)
-    scored_from = int(place[count > 0].min()) - first if (count > 0).any() else width - 1
-    batch = Batch(inputs, rows, tokens.ids.reshape(-1)[targets], scored_from)
-    return Layout((batch,), frame)
-
-
-def _shifted(tokens: Tokens, spans: _Spans) -> Layout:
-    """Every row moved to column 0, where a model without `position_ids` counts as it should."""
-    width = int(spans.length.max())
-    total = tokens.ids.shape[1]
-    source = np.minimum(spans.start[:, None] + np.arange(width)[None], total - 1)
-    (columns,) = _to_device(tokens.ids.device, source.ravel())
-    ids = tokens.ids.gather(1, columns.view(-1, width))
-    zeros = [0] * len(tokens.starts)
-    moved = padded(Tokens(ids, zeros, tokens.lengths, tokens.scored), takes_positions=False)
-    count = spans.length - spans.scored
-    frame = _runs(spans.row * (total - 1) + spans.start + spans.scored - 1, count)
-    return Layout(moved.batches, *_to_device(tokens.ids.device, frame))
+    wanted = (at + spans.scored - 1)[count > 0]
+    first_column = int(wanted.min()) if len(wanted) else width - 1
+    return Layout((Batch(inputs, rows, flat[targets], first_column),), frame)

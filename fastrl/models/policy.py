@@ -1,7 +1,7 @@
-"""Log-probabilities, entropies and values of given tokens under a policy, without forwarding padding.
+"""Log-probabilities, entropies and values of given tokens under a policy, without padding.
 
-This is the door every trainer uses: `prepare_policy` once, then `logprobs` with whatever the trainer calls
-(the bare model, or DDP, PEFT and value-head wrappers around it).
+This is the door every trainer uses: `prepare_policy` once, then `logprobs` with whatever the
+trainer calls (the bare model, or DDP, PEFT and value-head wrappers around it).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACK_TOKENS = 8192
 
 
 def _find(model: nn.Module) -> tuple[PreTrainedModel, bool]:
-    """The transformers instance inside, and whether a soft prompt is put before what it is given."""
+    """The transformers instance inside, and whether a soft prompt is put before its input."""
     inside: Any = model
     soft_prompt = False
     while not isinstance(inside, PreTrainedModel):
@@ -46,8 +46,8 @@ def _find(model: nn.Module) -> tuple[PreTrainedModel, bool]:
 def prepare_policy(model: nn.Module) -> Plan:
     """Make a model ready for `logprobs`: install the door and find out what the model can do.
 
-    Call it before the model is wrapped for several processes; a second call costs nothing. The model's
-    parameters, gradients, mode and random state are left as they are.
+    Call it before the model is wrapped for several processes; a second call costs nothing. The
+    model's parameters, gradients, mode and random state are left as they are.
 
     Args:
         model: a causal language model, bare or wrapped.
@@ -68,8 +68,8 @@ def prepare_policy(model: nn.Module) -> Plan:
             return plan
     if getattr(instance.config, "is_encoder_decoder", False):
         raise ValueError(
-            f"model: {type(instance).__name__} is an encoder-decoder, whose log-probabilities depend on "
-            "encoder inputs; call it with padded inputs instead"
+            f"model: {type(instance).__name__} is an encoder-decoder, whose log-probabilities "
+            "depend on encoder inputs; call it with padded inputs instead"
         )
     if instance.get_output_embeddings() is None:
         raise ValueError(f"model: {type(instance).__name__} has no language-model head")
@@ -79,11 +79,16 @@ def prepare_policy(model: nn.Module) -> Plan:
     if soft_prompt or not plan.packed:
         reason = "a soft prompt precedes each row" if soft_prompt else plan.reason
         warnings.warn(f"{type(instance).__name__} is scored with padding: {reason}", stacklevel=2)
+    if plan.head_reason is not None:
+        warnings.warn(
+            f"{type(instance).__name__} is scored from whole logits: {plan.head_reason}",
+            stacklevel=2,
+        )
     return plan
 
 
 def counts_pads(model: nn.Module) -> bool:
-    """Whether the model, given an attention mask but no position_ids, counts left padding as positions.
+    """Whether a model given a mask but no position_ids counts left padding as positions.
 
     True for GPT-2; False for rotary models and for those that derive positions from the mask (OPT).
     """
@@ -99,8 +104,8 @@ def logprobs(model: nn.Module, tokens: Tokens, temperature: float = 1.0) -> LogP
         temperature: logits are divided by it.
 
     Returns:
-        (B, T - 1) frames; differentiable where gradients are enabled. `values` is None unless the model
-        has a value head. Values are those of the hidden states the logits come from.
+        (B, T - 1) frames; differentiable where gradients are enabled. `values` is None unless the
+        model has a value head. Values are those of the hidden states the logits come from.
 
     Raises:
         ValueError, TypeError: for spans that do not fit, and as `prepare_policy`.
@@ -141,7 +146,7 @@ def _frames(
 
 
 def _soft_prompt_logprobs(model: nn.Module, tokens: Tokens, temperature: float) -> LogProbs:
-    """Plain call of a model that puts virtual tokens before each row; its logits are longer by those."""
+    """Plain call of a model that puts virtual tokens before each row, which lengthen its logits."""
     places = layout.padded(tokens, takes_positions=False)
     (batch,) = places.batches
     inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}

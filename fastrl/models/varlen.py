@@ -1,4 +1,4 @@
-"""The one adapter to `torch.nn.attention.varlen.varlen_attn`, whose signature differs between torch versions."""
+"""The one adapter to torch's `varlen_attn`, whose signature differs between torch versions."""
 
 from __future__ import annotations
 

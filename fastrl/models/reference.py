@@ -1,0 +1,64 @@
+"""The frozen copy of a model that PPO's KL penalty is measured against."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+# Where the layers of a model family lie; `{layer}` is the first layer that is not shared.
+LAYER_PATTERNS = (
+    "transformer.h.{layer}",
+    "model.decoder.layers.{layer}",
+    "gpt_neox.layers.{layer}",
+    "model.layers.{layer}",
+)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _first_unshared(names: list[str], layer: int, pattern: str | None) -> int:
+    """Index of the first parameter that belongs to the given layer."""
+    for candidate in LAYER_PATTERNS if pattern is None else (pattern,):
+        wanted = candidate.format(layer=layer)
+        for index, name in enumerate(names):
+            if f"{wanted}." in f"{name}.":
+                return index
+    tried = "no known layer pattern" if pattern is None else f"the pattern {pattern!r}"
+    raise ValueError(
+        f"Layer pattern could not be matched: {tried} names layer {layer} of this "
+        "model; give pattern= as in 'transformer.h.{layer}', and fewer shared layers than there are"
+    )
+
+
+def create_reference_model(
+    model: Model, num_shared_layers: int | None = None, pattern: str | None = None
+) -> Model:
+    """A frozen copy in evaluation mode, for all or for the upper layers only.
+
+    With `num_shared_layers` everything before that layer (embeddings included) is one storage for
+    both models and frozen in the trained one as well; only the rest is copied.
+
+    Args:
+        model: a value-head, transformers or PEFT model.
+        num_shared_layers: how many of the first layers to share; None copies everything.
+        pattern: the name of a layer with `{layer}` in it, where the known ones do not fit.
+
+    Raises:
+        ValueError: under ZeRO-3, or if no parameter matches the pattern.
+    """
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "create_reference_model cannot copy parameters partitioned by DeepSpeed ZeRO-3; load "
+            "the reference by from_pretrained and give it to the trainer as ref_model"
+        )
+    shared = []
+    if num_shared_layers is not None:
+        named = list(model.named_parameters())
+        end = _first_unshared([name for name, _ in named], num_shared_layers, pattern)
+        shared = [parameter.requires_grad_(False) for _, parameter in named[:end]]
+    # `deepcopy` takes what its memo holds as copied already: these stay one object in both models.
+    reference = copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
+    return reference.requires_grad_(False).eval()
