@@ -26,20 +26,35 @@ struct Moments {
   double squares = 0;  // sum of (x - mean)^2
 };
 
-// Sum over counted elements of f(x), in kLanes partial sums that the compiler turns into vectors.
-template <typename F>
-double masked_sum(const float* x, const uint8_t* mask, int64_t n, F f) {
-  float lanes[kLanes] = {};
+struct Sums {
+  double first = 0;
+  double second = 0;
+};
+
+// Sums of d and d * d over counted elements, d = x - centre, in kLanes partial sums each that the
+// compiler turns into vectors.
+Sums sums_about(float centre, const float* x, const uint8_t* mask, int64_t n) {
+  float first[kLanes] = {};
+  float second[kLanes] = {};
+  Sums total;
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      const float value = f(x[i + lane]);  // before the choice, so that it is a select, no branch
-      lanes[lane] += mask[i + lane] ? value : 0.0f;
+      const float d = x[i + lane] - centre;  // before the choice: then it is a select, no branch
+      const float counted = mask[i + lane] ? d : 0.0f;
+      first[lane] += counted;
+      second[lane] += counted * counted;
     }
   }
-  double total = 0;
-  for (; i < n; ++i) total += mask[i] ? f(x[i]) : 0.0f;
-  for (float lane : lanes) total += lane;
+  for (; i < n; ++i) {
+    const double d = mask[i] ? x[i] - centre : 0.0f;
+    total.first += d;
+    total.second += d * d;
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    total.first += first[lane];
+    total.second += second[lane];
+  }
   return total;
 }
 
@@ -47,15 +62,12 @@ Moments block_moments(const float* x, const uint8_t* mask, int64_t n) {
   int32_t count = 0;
   for (int64_t i = 0; i < n; ++i) count += mask[i] != 0;
   if (count == 0) return {};
-  const double mean = masked_sum(x, mask, n, [](float v) { return v; }) / count;
-  const float centre = static_cast<float>(mean);
-  const double squares = masked_sum(x, mask, n, [centre](float v) {
-    const float d = v - centre;
-    return d * d;
-  });
-  const double slip = mean - centre;  // the squares were taken about the rounded mean
-  const double about_mean = squares - count * slip * slip;
-  return {static_cast<double>(count), mean, about_mean < 0 ? 0 : about_mean};
+  // The first sweep's fp32 mean is only near; what is left of it the second sweep measures.
+  const float centre = static_cast<float>(sums_about(0.0f, x, mask, n).first / count);
+  const Sums sums = sums_about(centre, x, mask, n);
+  const double rest = sums.first / count;
+  const double squares = sums.second - sums.first * rest;
+  return {static_cast<double>(count), centre + rest, squares < 0 ? 0 : squares};
 }
 
 Moments merged(const Moments& a, const Moments& b) {
