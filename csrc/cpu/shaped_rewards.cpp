@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu/ops.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 namespace fastrl::cpu {
@@ -34,6 +35,9 @@ int64_t shaped_rewards(const float* scores, const float* logp, const float* ref_
   for (int64_t row = 0; row < rows; ++row) {
     if (last_counted(mask + row * columns, columns) < 0) return row;
   }
+  const size_t bytes = static_cast<size_t>(rows * columns) * sizeof(float);
+  expect_writes(rewards, bytes);
+  expect_writes(kl, bytes);
   const float c = static_cast<float>(coefficient);
   const int threads = useful_threads(rows * columns, kGrain, n_threads);
   parallel_chunks(rows, threads, [&](int, int64_t begin, int64_t end) {

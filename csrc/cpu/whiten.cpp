@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/ops.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 namespace fastrl::cpu {
@@ -103,6 +104,7 @@ int64_t whiten(const float* x, const uint8_t* mask, int64_t n, bool shift_mean, 
   // One element has no unbiased variance: NaN, not 0.
   const double variance =
       count > 1 ? moments.squares / (moments.count - 1) : std::numeric_limits<double>::quiet_NaN();
+  expect_writes(out, static_cast<size_t>(n) * sizeof(float));
   const double inverse = 1.0 / std::sqrt(variance + kEpsilon);
   const float scale = static_cast<float>(inverse);
   const float centre = static_cast<float>(moments.mean);
