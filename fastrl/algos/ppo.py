@@ -269,6 +269,8 @@ class PPOTrainer(PaddedPPO):
         """All epochs of minibatches; returns each minibatch's statistics."""
         config = self.config
         all_stats = []
+        # accelerate keeps this number for the whole process: another trainer may have set its own.
+        self.accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
         train = self._train_packed if self._is_packed() else self._train_padded
         for _ in range(config.ppo_epochs):
             order = np.random.permutation(config.batch_size)

@@ -45,8 +45,8 @@ class RunningMoments:
         squares = var * count + self.var * self.count + delta**2 * self.count * count / total
         self.mean = self.mean + delta * count / total
         self.var = squares / total
-        unbiased = torch.tensor(total / (total - 1) if total != 1 else float("inf"))
-        self.std = (self.var * unbiased.to(self.var)).sqrt()
+        unbiased = total / (total - 1) if total > 1 else float("nan")
+        self.std = (self.var * unbiased).sqrt()
         self.count = total
         spread = float("nan") if count == 1 else (var * count / (count - 1)).sqrt().item()
         return mean.item(), spread
@@ -57,11 +57,19 @@ def scaled_scores(scores: list[torch.Tensor], running: RunningMoments, config: A
 
     The config's `use_score_scaling`, `use_score_norm` and `score_clip` decide; floating scores keep
     their dtype, whole numbers become fp32.
+
+    Raises:
+        ValueError: if scores are to be scaled and only one has ever been seen.
     """
     total = torch.stack([score.reshape(()) for score in scores])
     if not total.is_floating_point():
         total = total.float()
     if config.use_score_scaling:
+        if running.count + total.numel() * running.accelerator.num_processes < 2:
+            raise ValueError(
+                "use_score_scaling: one score has no deviation to divide by; the first step needs "
+                "a batch_size of at least 2"
+            )
         running.update(total)
         scale = running.std.to(total) + torch.finfo(total.dtype).eps
         shift = running.mean.to(total) if config.use_score_norm else 0

@@ -8,7 +8,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from fastrl import legacy
+
 VOCAB = 48
+
+
+@pytest.fixture(autouse=True)
+def every_warning_again():
+    legacy._said.clear()
 
 
 @pytest.fixture
@@ -28,12 +35,11 @@ def make_model():
     def make(seed=0, **overrides):
         torch.manual_seed(seed)
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64} | overrides
-        config = GPT2Config(
-            vocab_size=VOCAB, pad_token_id=VOCAB - 2, eos_token_id=VOCAB - 1, **sizes
-        )
+        tokens = {"pad_token_id": VOCAB - 2, "eos_token_id": VOCAB - 1, "bos_token_id": VOCAB - 1}
+        config = GPT2Config(vocab_size=VOCAB, **tokens, **sizes)
         model = AutoModelForCausalLMWithValueHead.from_pretrained(GPT2LMHeadModel(config))
         torch.nn.init.normal_(model.v_head.summary.weight, std=0.2)
-        return model
+        return model.eval()
 
     return make
 

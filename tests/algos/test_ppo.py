@@ -6,7 +6,7 @@ import torch
 
 from fastrl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
-SCALARS = 28  # of the 40 statistics, those that are one number and no time
+SCALARS = 27  # of the 40 statistics, those that are one number and no time
 
 
 class OwnForward(PPOTrainer):
@@ -43,9 +43,14 @@ def test_packed_step_equals_padded_step(make_trainer, rows, side, options):
     assert not padded._is_packed()
     start = weights(packed)
     for seed in range(2):
-        first, second = packed.step(*rows(seed=seed)), padded.step(*rows(seed=seed))
-        assert_same(scalars(first), scalars(second))
+        stats = []
+        for trainer in (packed, padded):
+            np.random.seed(seed)  # the order of the minibatches
+            stats.append(scalars(trainer.step(*rows(seed=seed))))
+        assert_same(*stats)
     for key, value in weights(padded).items():
+        if key.endswith("attn.c_attn.bias"):
+            continue  # holds the key bias, whose gradient is 0 but for rounding, which Adam enlarges
         moved = (value - start[key]).norm()
         assert (packed.model.state_dict()[key] - value).norm() <= 1e-3 * moved + 1e-9, key
 
@@ -186,9 +191,10 @@ def test_max_grad_norm_clips_every_step(make_model, make_trainer, rows):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     trainer = make_trainer(model=model, optimizer=optimizer, max_grad_norm=1e-3, mini_batch_size=8)
     for seed in range(2):
-        before = weights(trainer)
+        before = [p.clone() for p in trainer.model_params]
         trainer.step(*rows(seed=seed))
-        moved = sum((v - before[k]).square().sum() for k, v in weights(trainer).items()).sqrt()
+        pairs = zip(trainer.model_params, before, strict=True)
+        moved = sum((p - b).square().sum() for p, b in pairs).sqrt()
         assert moved <= 2 * 1e-3 * 1.001  # two epochs of one clipped SGD step each
 
 

@@ -1,6 +1,7 @@
 """Running moments against numpy over everything seen."""
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
 
@@ -29,6 +30,14 @@ def test_a_first_batch_of_one_has_no_deviation():
     running.update(torch.tensor([2.0]))
     assert running.std.isnan()
     assert running.mean == 2.0
+
+
+def test_scaling_by_the_deviation_of_one_score_is_refused():
+    running = RunningMoments(Accelerator(cpu=True))
+    config = PPOConfig(batch_size=1, use_score_scaling=True)
+    with pytest.raises(ValueError, match="use_score_scaling: one score has no deviation"):
+        scaled_scores([torch.tensor(2.0)], running, config)
+    assert running.mean == 0
 
 
 def test_scaling_norm_and_clip():
