@@ -113,9 +113,13 @@ class Op:
         self._backends: dict[str, Any] = {"reference": reference, **backends}
         OPS[name] = self
 
+    def has(self, backend: str) -> bool:
+        """Whether the operation was written for the backend, on whatever machine."""
+        return backend in self._backends
+
     def missing(self, backend: str) -> str | None:
         """Why this operation has no such backend on this machine, or None if it has."""
-        if backend not in self._backends:
+        if not self.has(backend):
             return f"{self.name} has no {backend} backend"
         return backend_missing(backend)
 
