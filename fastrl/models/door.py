@@ -116,35 +116,29 @@ def _from_hidden(model: PreTrainedModel, batch: Batch, request: Request) -> Answ
     return _score(model.get_output_embeddings(), hidden, batch, request)
 
 
-def own_logits(forward: Callable[..., Any], batch: Batch, want_hidden: bool) -> Answer:
-    """(logits, scored places in them, hidden) of a model's own forward.
-
-    logits: (rows, columns kept, V), cut to the scored columns where the model can. The hidden
-    states are those of all columns.
-    """
+def _from_logits(forward: Callable[..., Any], batch: Batch, request: Request) -> Answer:
+    """The model's own forward, its logits cut to the scored columns where the model can do that."""
     inputs = dict(batch.inputs)
-    names = inspect.signature(forward).parameters
-    columns = batch.inputs["input_ids"].shape[1]
-    kept = columns
-    if "logits_to_keep" in names:
+    count, columns = inputs["input_ids"].shape
+    places = batch.rows
+    if "logits_to_keep" in inspect.signature(forward).parameters and count == 1:
+        inputs["logits_to_keep"] = batch.rows
+        places = torch.arange(len(batch.rows), device=batch.rows.device)
+    elif "logits_to_keep" in inspect.signature(forward).parameters:
         kept = columns - batch.first_column
         inputs["logits_to_keep"] = kept
-    if want_hidden:
+        places = places // columns * kept + places % columns - batch.first_column
+    if request.want_hidden:
         inputs["output_hidden_states"] = True
     output = forward(**inputs)
-    row, column = batch.rows // columns, batch.rows % columns
-    places = row * kept + column - (columns - kept)
-    hidden = output.hidden_states[-1] if want_hidden else None
-    return output.logits, places, hidden
-
-
-def _from_logits(forward: Callable[..., Any], batch: Batch, request: Request) -> Answer:
-    logits, places, hidden = own_logits(forward, batch, request.want_hidden)
-    scored = logits.reshape(-1, logits.shape[-1]).index_select(0, places.to(logits.device))
-    logp, entropy = token_logprobs(scored, batch.targets, request.temperature)
-    if hidden is not None:
-        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.rows.to(hidden.device))
-    return logp, entropy, hidden
+    logits = output.logits.reshape(-1, output.logits.shape[-1])
+    logits = logits.index_select(0, places.to(logits.device))
+    logp, entropy = token_logprobs(logits, batch.targets, request.temperature)
+    if not request.want_hidden:
+        return logp, entropy, None
+    hidden = output.hidden_states[-1]
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    return logp, entropy, hidden.index_select(0, batch.rows.to(hidden.device))
 
 
 def original_forward(model: PreTrainedModel) -> Callable[..., Any]:

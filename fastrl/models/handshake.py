@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fastrl.models import attention, door, layout
+from fastrl.models import activations, attention, door, layout
 from fastrl.models.attention import PackingRefused
 from fastrl.models.layout import Batch
 from fastrl.types import Tokens
@@ -253,6 +253,7 @@ def examine(model: PreTrainedModel) -> Plan:
         except Exception as error:  # e.g. a dtype its kernels lack on this device
             reason = f"its own forward fails here ({_told(error)})"
             return Plan(False, None, reason, takes_positions, True, key(model))
+        activations.fuse(model)
         # Whatever a foreign model's parts fail with means: its own forward; the reason is reported.
         try:
             batches = layout.padded(tokens, takes_positions=False).batches
