@@ -216,7 +216,7 @@ class BuildNative(build_ext):
         target.mkdir(parents=True, exist_ok=True)
         info: dict[str, object] = {"built": [], "reason": {}, "archs": []}
         for part in ("cpu", "cuda"):
-            work = Path(self.build_temp).resolve() / part
+            work = self.workplace() / part
             try:
                 archs = build_part(part, mode, work)
             except (Skipped, OSError) as skipped:
@@ -234,6 +234,12 @@ class BuildNative(build_ext):
                 "no native library: this is a pure Python install, the reference backend serves"
             )
             self.distribution.ext_modules = []
+
+    def workplace(self) -> Path:
+        """Where CMake works; editable installs get a lasting place, to rebuild only what changed."""
+        if self.editable_mode:
+            return ROOT / "build" / f"editable-{sys.implementation.cache_tag}"
+        return Path(self.build_temp).resolve()
 
     def give_up(self, part: str, mode: str, skipped: Exception, target: Path) -> str:
         """Say that a library is left out, and return the reason to record."""
