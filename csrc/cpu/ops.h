@@ -32,6 +32,9 @@ void logprob_fold_finish(const double* sums, int64_t rows, int64_t vocab, double
                          bool statistics, float* logp, float* entropy, double* lse, float* top1,
                          float* mean_logit, float* log_sum_sq);
 
+// Asks the kernel to back a fresh buffer with large pages; nothing happens where it cannot.
+void prefer_huge_pages(void* buffer, int64_t bytes);
+
 // rewards, values, mask, advantages, returns: (rows, columns).
 void gae(const float* rewards, const float* values, const uint8_t* mask, int64_t rows,
          int64_t columns, double gamma, double lam, float* advantages, float* returns,
@@ -65,9 +68,8 @@ int64_t sample(const void* logits, int dtype, int64_t rows, int64_t vocab, const
 void gumbel_noise(const int64_t* seeds, const int64_t* steps, int64_t rows, int64_t vocab,
                   float* out, int n_threads);
 
-// logits, out: (rows, vocab); seen: (rows, length) ids, -1 ignored. Returns a row with an id
-// outside
-// [-1, vocab), or -1.
+// logits, out: (rows, vocab); seen: (rows, length) ids, -1 ignored. Returns a row with an id that is
+// not in [-1, vocab), or -1.
 int64_t penalise(const void* logits, int dtype, int64_t rows, int64_t vocab, const int64_t* seen,
                  int64_t length, float penalty, float* out, int n_threads);
 
