@@ -6,6 +6,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/ops.h"
+#include "cpu/pages.h"
 
 namespace py = pybind11;
 using namespace fastrl;  // NOLINT
@@ -56,6 +57,12 @@ PYBIND11_MODULE(_core_cpu, m) {
                                      at<float>(entropy), at<float>(grad_logp),
                                      at<float>(grad_entropy), at<float>(others), at<void>(out),
                                      out_stride, n_threads);
+      },
+      Unlocked());
+  m.def(
+      "expect_writes",
+      [](Address buffer, int64_t bytes) {
+        cpu::expect_writes(at<void>(buffer), static_cast<size_t>(bytes));
       },
       Unlocked());
   m.def(

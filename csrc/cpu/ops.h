@@ -32,9 +32,6 @@ void logprob_fold_finish(const double* sums, int64_t rows, int64_t vocab, double
                          bool statistics, float* logp, float* entropy, double* lse, float* top1,
                          float* mean_logit, float* log_sum_sq);
 
-// Asks the kernel to back a fresh buffer with large pages; nothing happens where it cannot.
-void prefer_huge_pages(void* buffer, int64_t bytes);
-
 // rewards, values, mask, advantages, returns: (rows, columns).
 void gae(const float* rewards, const float* values, const uint8_t* mask, int64_t rows,
          int64_t columns, double gamma, double lam, float* advantages, float* returns,

@@ -7,6 +7,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/ops.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 #include "dtype.h"
 
@@ -121,6 +122,7 @@ void token_logprobs_backward(const void* logits, int dtype, const int64_t* targe
   const bool stream = others == nullptr && out != logits && bytes > kStreamBytes;
   const LogitsGrad grad{lse, entropy, grad_logp, grad_entropy, others, out, out_stride, stream};
   check_dtype(dtype);
+  if (stream && out_stride == columns) expect_writes(out, static_cast<size_t>(bytes));
   const GradRows kernel = grad_kernel();
   const int chunks = useful_threads(rows * columns, kGrain, n_threads);
   parallel_chunks(rows, chunks,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from fastrl.ops._dispatch import BackendUnavailable, forced_backend, use_backend
 from fastrl.ops.gae import gae
+from fastrl.ops.linear_nll import linear_nll
+from fastrl.ops.linear_token_logprobs import linear_token_logprobs, set_logits_budget
 from fastrl.ops.penalise import penalise
 from fastrl.ops.plan_packing import PackingPlan, plan_packing
 from fastrl.ops.sample import gumbel_noise, sample
 from fastrl.ops.shaped_rewards import shaped_rewards
+from fastrl.ops.token_logprobs import token_logprobs
 from fastrl.ops.whiten import whiten
 
 __all__ = [
@@ -16,10 +19,14 @@ __all__ = [
     "forced_backend",
     "gae",
     "gumbel_noise",
+    "linear_nll",
+    "linear_token_logprobs",
     "penalise",
     "plan_packing",
     "sample",
+    "set_logits_budget",
     "shaped_rewards",
+    "token_logprobs",
     "use_backend",
     "whiten",
 ]

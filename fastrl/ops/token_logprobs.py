@@ -22,7 +22,7 @@ Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class _Reference:
     @staticmethod
     def forward(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> Three:
-        """(N, V), (N,) -> logp, entropy, lse, each (N,). Differentiable twice, at any temperature."""
+        """(N, V), (N,) -> logp, entropy, lse, each (N,); differentiable by torch's own autograd."""
         z = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         valid = (targets >= 0) & (targets < z.shape[1])
         target = targets.where(valid, 0)[:, None]  # (N, 1)
@@ -196,8 +196,8 @@ def _backward(
     for grad in (grad_logp, grad_entropy):
         none = [None] * len(sizes)
         pieces.append(none if grad is None else grad.reshape(-1).contiguous().split(sizes))
-    for matrix, part, target, l, e, g, h in zip(matrices, *pieces, strict=True):
-        backend.backward(matrix, target, l, e, g, h, temperature, out=part)
+    for matrix, part, *columns in zip(matrices, *pieces, strict=True):
+        backend.backward(matrix, *columns, temperature, out=part)
     return out
 
 
@@ -246,7 +246,7 @@ def _gradient(
     run = torch.ops.fastrl.token_logprobs_backward if torch.compiler.is_compiling() else _backward
     with torch.no_grad():
         gradient = run(*ctx.saved_tensors, grad_logp, grad_entropy, ctx.temperature)
-    return once("token_logprobs", gradient, ctx.saved_tensors[0]), None, None
+    return once("token_logprobs", gradient), None, None
 
 
 torch.library.register_autograd("fastrl::token_logprobs", _gradient, setup_context=_keep)
