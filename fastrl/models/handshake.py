@@ -25,6 +25,8 @@ from fastrl.types import Tokens
 # Largest deviation, relative to the largest entry, by dtype of the parameters. (fp64 models still
 # take rotary tables and softmax in fp32.)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# transformers sets it where it has hooked the layers, which it does when asked for hidden states.
+_CAPTURING = "_output_capturing_hooks_installed"
 _LENGTHS = (6, 4, 9)
 _PLAIN_LAYERS = ("full_attention", "sliding_attention")
 
@@ -72,8 +74,10 @@ def _row(tokens: Tokens, row: int) -> Tokens:
 
 @contextmanager
 def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and fixed random state inside; both as they were afterwards."""
+    """Evaluation mode inside; mode, random state and hooks as they were afterwards."""
     training = [module for module in model.modules() if module.training]
+    hooks = {module: set(module._forward_hooks) for module in model.modules()}
+    capturing = {module for module in hooks if _CAPTURING in module.__dict__}
     device = model.get_input_embeddings().weight.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
@@ -83,6 +87,11 @@ def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
+            for module, before in hooks.items():
+                for added in set(module._forward_hooks) - before:
+                    del module._forward_hooks[added]
+                if module not in capturing:
+                    module.__dict__.pop(_CAPTURING, None)
 
 
 @contextmanager
