@@ -1,8 +1,8 @@
 """GPT-2's activation by torch's one kernel.
 
-`gelu_new` is 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), which transformers composes of eight
-elementwise operations that each keep an (N, 4D) tensor for backward. torch computes the same formula
-in one pass and keeps the input alone.
+`gelu_new` is 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), which transformers composes of
+elementwise operations, several of which keep an (N, 4D) tensor for backward. torch computes the
+same formula in one pass and keeps the input alone.
 """
 
 from __future__ import annotations

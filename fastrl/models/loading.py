@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import BitsAndBytesConfig
 
 
 def current_device() -> int | str:
     """This process's accelerator, as `device_map` wants it: an index, `"xpu:0"`, or `"cpu"`."""
-    device = PartialState().device
+    # The first state made decides for the process, and unlike Accelerator it does not read this.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    device = state.device
     if device.type == "cuda":
-        return PartialState().local_process_index
+        return state.local_process_index
     return str(device) if device.type in ("xpu", "npu") else "cpu"
 
 

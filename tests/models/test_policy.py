@@ -173,7 +173,7 @@ def test_long_passes_without_gradient_go_in_pieces(
 def test_checkpointing_gives_the_same_gradients(
     family: str, lora: bool, tiny: Any, rows: Tokens, grads: Any
 ) -> None:
-    model = tiny(family, **({"attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0}))
+    model = tiny(family, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
     if lora:
         peft = pytest.importorskip("peft")
         targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
@@ -206,7 +206,7 @@ def test_checkpointing_gives_the_same_gradients(
 
 
 def test_attention_dropout_acts_within_segments(tiny: Any, rows: Tokens, separately: Any) -> None:
-    # With all attention weights dropped, a token's scores depend on that token and its position alone.
+    # With all attention weights dropped, scores depend on the token and its position alone.
     config = {"attn_pdrop": 1.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     model = tiny("gpt2", **config)
     prepare_policy(model)
@@ -283,9 +283,7 @@ def test_changed_attention_or_dtype_is_examined_again(
     torch.testing.assert_close(got.double(), truth.logp, rtol=1e-3, atol=1e-4)
 
 
-def test_bf16_scores_are_fp32_and_near(
-    tiny: Any, rows: Tokens, separately: Any, twin: Any
-) -> None:
+def test_bf16_scores_are_fp32_and_near(tiny: Any, rows: Tokens, separately: Any, twin: Any) -> None:
     model = tiny("qwen2", torch.bfloat16)
     truth = separately(twin(model).float(), rows)
     got = logprobs(model, rows)
