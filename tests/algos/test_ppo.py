@@ -1,4 +1,4 @@
-"""PPOTrainer: packed equals padded, overriding, accumulation, errors, saving. Parity has its own file."""
+"""PPOTrainer: packed equals padded, overriding, accumulation, errors, saving."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_packed_step_equals_padded_step(make_trainer, rows, side, options):
         assert_same(*stats)
     for key, value in weights(padded).items():
         if key.endswith("attn.c_attn.bias"):
-            continue  # holds the key bias, whose gradient is 0 but for rounding, which Adam enlarges
+            continue  # holds the key bias, whose gradient is rounding alone, enlarged by Adam
         moved = (value - start[key]).norm()
         assert (packed.model.state_dict()[key] - value).norm() <= 1e-3 * moved + 1e-9, key
 
@@ -107,9 +107,15 @@ def test_forty_statistics_of_the_stated_types(make_trainer, rows):
     arrays = {k: v for k, v in stats.items() if isinstance(v, np.ndarray)}
     assert all(v.dtype == np.float32 for v in arrays.values())
     assert sorted(arrays) == sorted(
-        ["objective/kl_dist", "objective/logprobs", "objective/ref_logprobs"]
-        + ["ppo/policy/advantages", "ppo/policy/ratio", "tokens/queries_dist"]
-        + ["tokens/responses_dist"]
+        [
+            "objective/kl_dist",
+            "objective/logprobs",
+            "objective/ref_logprobs",
+            "ppo/policy/advantages",
+            "ppo/policy/ratio",
+            "tokens/queries_dist",
+            "tokens/responses_dist",
+        ]
     )
 
 
@@ -210,7 +216,7 @@ def test_scheduler_steps_once_per_step(make_model, make_trainer, rows):
 def test_the_guides_batch_of_one_with_sgd_and_no_pad_token(make_model, tokenizer):
     tokenizer.pad_token = None
     model = make_model()
-    config = PPOConfig(**{"batch_size": 1, "learning_rate": 1e-5})
+    config = PPOConfig(batch_size=1, learning_rate=1e-5)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate)
     with pytest.warns(UserWarning):
         trainer = PPOTrainer(config, model, make_model(), tokenizer, optimizer=optimizer)
@@ -270,7 +276,7 @@ def test_nan_loss_takes_no_step(make_trainer, rows):
         rewards * float("nan"),
         rewards,
     )
-    with pytest.raises(FloatingPointError, match="loss nan .* this optimizer step was not taken"):
+    with pytest.raises(FloatingPointError, match=r"loss nan .* this optimizer step was not taken"):
         trainer.step(*rows())
     assert all((v == start[k]).all() for k, v in weights(trainer).items())
     assert all(not p.grad.any() for p in trainer.model_params if p.grad is not None)

@@ -14,8 +14,12 @@ def test_batch_of_one_resolves_the_mini_batch():
 
 @pytest.mark.parametrize(
     ("given", "mini"),
-    [({}, 128), ({"batch_size": 256}, 128), ({"batch_size": 32}, 32)]
-    + [({"batch_size": 32, "gradient_accumulation_steps": 4}, 8)],
+    [
+        ({}, 128),
+        ({"batch_size": 256}, 128),
+        ({"batch_size": 32}, 32),
+        ({"batch_size": 32, "gradient_accumulation_steps": 4}, 8),
+    ],
 )
 def test_unset_mini_batch_size(given, mini):
     assert PPOConfig(**given).mini_batch_size == mini
@@ -44,8 +48,16 @@ def test_kl_penalty_outside_its_list(error):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("batch_size", 0), ("mini_batch_size", -1), ("ppo_epochs", 0), ("batch_size", 2.5)]
-    + [("horizon", 0), ("cliprange", -0.1), ("score_clip", 0.0), ("max_grad_norm", -1.0)],
+    [
+        ("batch_size", 0),
+        ("mini_batch_size", -1),
+        ("ppo_epochs", 0),
+        ("batch_size", 2.5),
+        ("horizon", 0),
+        ("cliprange", -0.1),
+        ("score_clip", 0.0),
+        ("max_grad_norm", -1.0),
+    ],
 )
 def test_a_value_out_of_range_names_the_field(field, value):
     with pytest.raises(ValueError, match=rf"^{field}="):
