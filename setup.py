@@ -124,30 +124,39 @@ def cuda_archs(nvcc: str) -> list[str]:
     return [f"{arch}-real" for arch in chosen[:-1]] + [chosen[-1]]
 
 
-def host_compiler_refused(log: str, nvcc: str) -> str | None:
-    """What to tell if nvcc does not accept the C++ compiler; None if that is not the trouble."""
-    line = re.search(r"#error -- (unsupported .*? version!.*)|.*(unsupported .* version!.*)", log)
-    if line is None:
-        return None
-    release = re.search(r"release ([\d.]+)", output_of(nvcc, "--version"))
-    host = os.environ.get("CUDAHOSTCXX") or find_cxx()
-    version = (output_of(host, "--version").splitlines() or ["of unknown version"])[0]
-    said = (line[1] or line[2]).strip()
-    return (
-        f"nvcc {release[1] if release else '(unknown version)'} does not accept the host compiler "
-        f"{host} ({version}): {said[:160]} Set CUDAHOSTCXX to a C++ compiler that it accepts"
-    )
-
-
 def first_error(log: str) -> str:
     """The line of a build log that says what went wrong."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for pattern in (r"\b(fatal )?error\b.*:", r"CMake Error", r"[Ee]rror"):
         for number, line in enumerate(lines):
             if re.search(pattern, line):
-                following = lines[number + 1] if number + 1 < len(lines) else ""
-                return f"{line} {following}".strip() if line.endswith(":") else line
+                told_below = 4 if line.endswith(":") else 1
+                return " ".join(lines[number : number + told_below])
     return lines[-1] if lines else "no output"
+
+
+def check_nvcc(nvcc: str, host: str, work: Path) -> None:
+    """Compile an empty program, so that trouble between nvcc and the C++ compiler has a clear name.
+
+    Raises:
+        Failed: with both versions and the variable to set, or nvcc's own words.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    source = work / "empty.cu"
+    source.write_text("int main() { return 0; }\n")
+    command = [nvcc, "-ccbin", host, "-c", str(source), "-o", str(work / "empty.o")]
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode == 0:
+        return
+    release = re.search(r"release ([\d.]+)", output_of(nvcc, "--version"))
+    version = (output_of(host, "--version").splitlines() or ["unknown version"])[0]
+    refused = re.search(r"unsupported \S+ version!([^!]*!)?", done.stdout)
+    if refused is None:
+        raise Failed(f"{nvcc} cannot compile an empty program: {first_error(done.stdout)}")
+    raise Failed(
+        f"nvcc {release[1] if release else 'of unknown version'} does not accept the host compiler "
+        f"{host} ({version}): {refused[0]} Set CUDAHOSTCXX to a C++ compiler that it accepts"
+    )
 
 
 def run_cmake(part: str, work: Path, settings: list[str]) -> None:
@@ -172,8 +181,7 @@ def run_cmake(part: str, work: Path, settings: list[str]) -> None:
         log_file.write_text(log)
         if done.returncode:
             sys.stderr.write(done.stdout)
-            refused = host_compiler_refused(log, find_nvcc()) if part == "cuda" else None
-            raise Failed(refused or f"the build failed: {first_error(done.stdout)} ({log_file})")
+            raise Failed(f"the build failed: {first_error(done.stdout)} (log: {log_file})")
 
 
 def build_part(part: str, mode: str, work: Path) -> list[str]:
@@ -197,6 +205,7 @@ def build_part(part: str, mode: str, work: Path) -> list[str]:
         )
     archs = cuda_archs(nvcc)
     host = os.environ.get("CUDAHOSTCXX") or cxx
+    check_nvcc(nvcc, host, work)
     settings = [f"-DCMAKE_CXX_COMPILER={cxx}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     settings += [
         f"-DCMAKE_CUDA_HOST_COMPILER={host}",
@@ -236,7 +245,7 @@ class BuildNative(build_ext):
             self.distribution.ext_modules = []
 
     def workplace(self) -> Path:
-        """Where CMake works; editable installs get a lasting place, to rebuild only what changed."""
+        """Where CMake works: a lasting place if editable, to rebuild only what changed."""
         if self.editable_mode:
             return ROOT / "build" / f"editable-{sys.implementation.cache_tag}"
         return Path(self.build_temp).resolve()
@@ -275,9 +284,10 @@ class Wheel(bdist_wheel):
         super().run()
 
 
-setup(
-    packages=find_packages(include=["fastrl", "fastrl.*"]),
-    # Names only, so that setuptools knows of a binary part; CMakeLists.txt has the sources.
-    ext_modules=[Extension(f"fastrl._core_{part}", sources=[]) for part in ("cpu", "cuda")],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
-)
+if __name__ == "__main__":
+    setup(
+        packages=find_packages(include=["fastrl", "fastrl.*"]),
+        # Names only, so that setuptools knows of a binary part; CMakeLists.txt has the sources.
+        ext_modules=[Extension(f"fastrl._core_{part}", sources=[]) for part in ("cpu", "cuda")],
+        cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+    )

@@ -1,6 +1,7 @@
 """Post-training of language models with TRL's trainers, on native hot paths and packed layouts.
 
-Names are imported at first use, so that `import fastrl` loads neither a model library nor a GPU context.
+Names are imported at first use, so that `import fastrl` loads neither a model library nor a GPU
+context.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ int64_t sample(const void* logits, int dtype, int64_t rows, int64_t vocab, const
 void gumbel_noise(const int64_t* seeds, const int64_t* steps, int64_t rows, int64_t vocab,
                   float* out, int n_threads);
 
-// logits, out: (rows, vocab); seen: (rows, length) ids, -1 ignored. Returns a row with an id that is
-// not in [-1, vocab), or -1.
+// logits, out: (rows, vocab); seen: (rows, length) ids, -1 ignored. Returns a row with an id that
+// is not in [-1, vocab), or -1.
 int64_t penalise(const void* logits, int dtype, int64_t rows, int64_t vocab, const int64_t* seen,
                  int64_t length, float penalty, float* out, int n_threads);
 

@@ -1,4 +1,4 @@
-"""Triton kernels: the files live in `kernels/` at the root of a checkout, here in an installed wheel."""
+"""Triton kernels: the files are in `kernels/` at the root of a checkout, here in a wheel."""
 
 from pathlib import Path
 
