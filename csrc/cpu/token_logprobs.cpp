@@ -46,23 +46,24 @@ struct RowResult {
 
 // The sums hold every column but the target's; M is the larger of their maximum and the target.
 // 1 - p, not p, is what is summed, so logp and entropy keep their digits as p -> 1.
-RowResult finish_row(const RowSums& row, double temperature, bool statistics) {
-  const double z_target = row.target == kInfinity ? kNan : row.target / temperature;
-  const double log_others =
-      row.exp_sum == 0.0 ? -kInfinity : row.max / temperature + std::log(row.exp_sum);
-  const double gap = log_others - z_target;
+RowResult finish_row(RowSums row, double temperature, bool statistics) {
+  // Infinity - infinity, and a row that no column can be drawn from.
+  if (row.target == kInfinity || (row.target == -kInfinity && row.exp_sum == 0.0))
+    row.target = kNan;
+  const double log_sum = std::log(row.exp_sum);
+  const double lead = (row.target - row.max) / temperature;
+  const double gap = row.exp_sum == 0.0 ? row.target - kInfinity : log_sum - lead;
   RowResult result;
   if (gap > 0.0) {
     const double rest = std::log1p(std::exp(-gap));
     result.logp = -gap - rest;
-    result.lse = log_others + rest;
+    result.lse = row.max / temperature + log_sum + rest;
   } else {
     const double rest = std::log1p(std::exp(gap));
     result.logp = 0.0 - rest;
-    result.lse = z_target + rest;
+    result.lse = row.target / temperature + rest;
   }
   const double dist = row.exp_dist * std::log(2.0);
-  const double lead = (row.target - row.max) / temperature;
   double log_mass, log_sq;
   if (lead >= 0.0) {  // relative to the target
     const double scale = std::exp(-lead);

@@ -11,7 +11,13 @@ from fastrl.ops._inputs import require_floating, require_like
 from fastrl.ops._linear_engines import Head, Wanted, sweep, sweep_with_gradients
 from fastrl.ops._linear_tiles import CppTiles, WholeRows
 from fastrl.ops._once import once
-from fastrl.ops.linear_token_logprobs import checked_call, linear_reference, present, uncast
+from fastrl.ops.linear_token_logprobs import (
+    checked_call,
+    linear_reference,
+    present,
+    tiles,
+    uncast,
+)
 from fastrl.ops.token_logprobs import require_targets
 
 
@@ -51,7 +57,7 @@ def _forward(
 ) -> tuple[torch.Tensor, ...]:
     """The sum, the nll of each token, and the gradients of the sum (empty where not wanted)."""
     require_targets(targets, weight.shape[0])
-    backend = backend or LINEAR_NLL.pick(hidden, weight, targets)
+    backend = backend or tiles(LINEAR_NLL, hidden, weight, targets)
     head = Head(weight, bias, temperature, softcap, scale)
     found = (None, None, None)
     with uncast(hidden.device):

@@ -94,6 +94,12 @@ def choose_engine(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     return "recompute" if needs_gradient(*learned) else "frozen"
 
 
+def tiles(op: Op, *tensors: torch.Tensor) -> Any:
+    """The op's backend for these tensors, as _linear_tiles.py describes it."""
+    picked = op.pick(*tensors)
+    return picked if hasattr(picked, "whole_rows") else WholeRows
+
+
 def uncast(device: torch.device) -> torch.autocast:
     """Autocast off: the products are made in the dtype of the inputs."""
     return torch.autocast(device.type, enabled=False)
@@ -113,7 +119,7 @@ def _forward(
 ) -> tuple[torch.Tensor, ...]:
     """logp, entropy, lse, what the engine keeps for the backward, statistics."""
     require_targets(targets, weight.shape[0])
-    backend = backend or LINEAR.pick(hidden, weight, targets)
+    backend = backend or tiles(LINEAR, hidden, weight, targets)
     head = Head(weight, bias, temperature, softcap, scale)
     kept = hidden.new_empty(0)
     with uncast(hidden.device):
@@ -158,7 +164,7 @@ def _backward(
     if engine == "frozen" and grad_entropy is None:
         weighted = grad_logp[:, None] * kept
         return weighted.where(grad_logp[:, None] != 0, 0.0).to(hidden.dtype), None, None
-    backend = backend or LINEAR.pick(hidden, weight, targets)
+    backend = backend or tiles(LINEAR, hidden, weight, targets)
     head = Head(weight, bias, temperature, softcap, scale)
     scores = Scores(logp, entropy, lse, logp.new_empty(0, len(logp)))
     logits = kept if engine == "keep" else None
@@ -273,7 +279,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _require_positive(name: str, value: float) -> float:
-    if not (value > 0.0 and math.isfinite(value)):
+    if not 0.0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, not {value}")
     return float(value)
 

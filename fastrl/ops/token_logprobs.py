@@ -274,7 +274,7 @@ def require_temperature(temperature: float) -> float:
         ValueError: if it is not positive and finite.
     """
     value = float(temperature)
-    if not (value > 0.0 and math.isfinite(value)):
+    if not 0.0 < value < math.inf:
         raise ValueError(f"temperature must be positive and finite, not {temperature}")
     return value
 
