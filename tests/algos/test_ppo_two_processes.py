@@ -35,8 +35,8 @@ pytestmark = pytest.mark.slow
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two ranks of fastrl wrote. The files are judged, not the exit status."""
     out = tmp_path_factory.mktemp("two_ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", "0", str(HERE / "ppo_parity" / "record.py")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(HERE / "ppo_parity" / "record.py")]
     command += ["--two-processes", "--library", "fastrl", "--out", str(out)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
@@ -64,6 +64,12 @@ def test_two_ranks_give_trls_weights(name: str, recorded: Path) -> None:
     errors = compare.weight_errors(ours.weights, theirs.weights, start)
     beyond = {k: v for k, v in errors.items() if not v <= 1}
     assert not beyond, f"{name}: times the limit: {beyond}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_ranks_end_with_the_same_weights(name: str, recorded: Path) -> None:
+    first, second = (compare.load(recorded, name, rank) for rank in range(2))
+    assert first.digest == second.digest
 
 
 def test_ranks_with_the_same_rows_equal_one_process(recorded: Path) -> None:

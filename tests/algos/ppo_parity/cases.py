@@ -25,6 +25,7 @@ import transformers
 
 PAD, EOS, UNK = 0, 1, 2
 VOCAB = 64
+BY_TOKEN = ("objective/logprobs", "objective/ref_logprobs")
 ARRAYS = (  # per-row statistics whose meaning does not depend on padding
     "objective/kl_dist",
     "tokens/queries_dist",
@@ -386,6 +387,20 @@ def run_case(
     end = weights_of(trainer.accelerator.unwrap_model(trainer.model))
     draws = [float(np.random.random()), float(torch.rand(()))]
     return Outcome(steps, start, end, sorted(steps[0]), draws)
+
+
+def response_values(case: Case, step: int, rank: int, stat: Any) -> list[float]:
+    """The entries of a (B, T − 1) statistic that speak of response tokens, row after row."""
+    queries, responses, _, _ = rows(case, step, rank)
+    width = np.shape(stat)[1]
+    found: list[float] = []
+    for query, response, row in zip(queries, responses, np.asarray(stat), strict=True):
+        used = len(response) if case.model == "t5" else len(query) + len(response)
+        pads = width + 1 - used if case.padding_side == "left" else 0
+        start = pads + (0 if case.model == "t5" else len(query) - 1)
+        count = len(response) - (case.model == "t5")
+        found += row[start : start + count].tolist()
+    return found
 
 
 def is_scalar(value: Any) -> bool:

@@ -26,6 +26,7 @@ class Recording:
     steps: list[dict[str, Any]]
     weights: dict[str, np.ndarray]
     draws: list[float]
+    digest: str  # of this rank's final weights
     versions: dict[str, str]
 
 
@@ -35,7 +36,9 @@ def load(folder: Path, name: str, rank: int | None = None) -> Recording:
     said = json.loads((folder / f"{name}{suffix}.json").read_text())
     with np.load(folder / f"{name}.npz") as archive:
         weights = {key: archive[key] for key in archive.files}
-    return Recording(said["keys"], said["steps"], weights, said["draws"], said["versions"])
+    return Recording(
+        said["keys"], said["steps"], weights, said["draws"], said["digest"], said["versions"]
+    )
 
 
 def scalar_errors(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
@@ -75,7 +78,8 @@ def main() -> None:
     ours_folder, theirs_folder = map(Path, sys.argv[1:3])
     for case in CASES + TWO_PROCESS_CASES:
         for rank in (None,) if case.num_processes == 1 else range(case.num_processes):
-            if not list(theirs_folder.glob(f"{case.name}.npz")):
+            folders = (ours_folder, theirs_folder)
+            if not all((folder / f"{case.name}.npz").exists() for folder in folders):
                 continue
             ours, theirs = load(ours_folder, case.name, rank), load(theirs_folder, case.name, rank)
             scalars = [

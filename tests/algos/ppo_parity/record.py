@@ -18,6 +18,7 @@ recording can be repeated. Two folders are compared by
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
@@ -35,29 +36,41 @@ import transformers
 
 from ppo_parity.cases import (
     ARRAYS,
+    BY_TOKEN,
     CASES,
     TWO_PROCESS_CASES,
     Case,
     Outcome,
+    response_values,
     run_case,
     scalars,
 )
 
 
-def as_json(outcome: Outcome, versions: dict[str, str]) -> dict:
-    """The statistics of a run in plain JSON; arrays that padding cannot change are kept."""
+def as_json(case: Case, outcome: Outcome, rank: int, versions: dict[str, str]) -> dict:
+    """The statistics of a run in plain JSON; of the arrays, what padding cannot change."""
     steps = []
-    for stats in outcome.steps:
+    for number, stats in enumerate(outcome.steps):
         arrays = {k: np.asarray(stats[k], dtype=np.float64).tolist() for k in ARRAYS}
+        for key in BY_TOKEN:
+            values = response_values(case, number, rank, stats[key])
+            arrays[key] = [round(value, 6) for value in values]
         sizes = {k: int(np.size(stats[k])) for k in ("ppo/policy/advantages", "ppo/policy/ratio")}
         steps.append({"scalars": scalars(stats), "arrays": arrays, "sizes": sizes})
-    return {"versions": versions, "keys": outcome.keys, "draws": outcome.draws, "steps": steps}
+    digest = hashlib.sha256(b"".join(value.tobytes() for value in outcome.end.values())).hexdigest()
+    return {
+        "versions": versions,
+        "keys": outcome.keys,
+        "draws": outcome.draws,
+        "digest": digest,
+        "steps": steps,
+    }
 
 
 def write(case: Case, outcome: Outcome, out: Path, versions: dict[str, str], rank: int) -> None:
     """Write a run's files; with several processes each rank its statistics, rank 0 the weights."""
     suffix = f".rank{rank}" if case.num_processes > 1 else ""
-    text = json.dumps(as_json(outcome, versions), indent=0)
+    text = json.dumps(as_json(case, outcome, rank, versions), separators=(",", ":"))
     (out / f"{case.name}{suffix}.json").write_text(text + "\n")
     if rank == 0:
         changed = {k: v for k, v in outcome.end.items() if not np.array_equal(v, outcome.start[k])}
