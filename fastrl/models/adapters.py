@@ -97,7 +97,7 @@ def refuse_soft_prompts(model: nn.Module) -> None:
 
 
 def add_reward_adapter(
-    model: nn.Module, source: str, name: str, keywords: dict[str, Any], heads: tuple[str, ...]
+    model: Any, source: str, name: str, keywords: dict[str, Any], heads: tuple[str, ...]
 ) -> nn.Linear:
     """Load a reward model's adapter beside the policy's, and its scoring head.
 

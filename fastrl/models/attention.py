@@ -112,14 +112,16 @@ def attend_segments(
     splits = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     for q, k, v in zip(*splits, strict=True):
         length = q.shape[2]
-        banded = window is not None and window < length
+        band = None
+        if window is not None and window < length:
+            band = segments.band(length, window, q.device)
         part = scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=segments.band(length, window, q.device) if banded else None,
+            attn_mask=band,
             dropout_p=dropout,
-            is_causal=not banded,
+            is_causal=band is None,
             scale=scaling,
             enable_gqa=grouped,
         )
@@ -163,7 +165,8 @@ def _original(module: torch.nn.Module, name: str) -> Callable[..., Any]:
     """The attention function the model's own file would have taken for this name."""
     home = sys.modules[type(module).__module__]
     table = getattr(home, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-    return table.get_interface(name, getattr(home, "eager_attention_forward", None))
+    eager: Any = getattr(home, "eager_attention_forward", None)
+    return table.get_interface(name, eager)
 
 
 def _dispatcher(name: str) -> Callable[..., Any]:

@@ -82,38 +82,39 @@ def head_matrix(head: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None] | N
     return head.weight, head.bias
 
 
-def _score(head: nn.Module, hidden: torch.Tensor, batch: Batch, request: Request) -> Answer:
-    """Log-probabilities from (S, D) hidden states through the head, as a matrix if it is one."""
-    how = request.head
+def _score(
+    head: nn.Module, how: Head, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logp, entropy) from (S, D) hidden states through the head, as a matrix if it is one."""
     matrix = head_matrix(head)
     if matrix is None:
         logits = head(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * how.scale
         if how.softcap is not None:
             logits = how.softcap * torch.tanh(logits / how.softcap)
-        return (*token_logprobs(logits, batch.targets, request.temperature), hidden)
+        return token_logprobs(logits, targets, temperature)
     weight, bias = matrix
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(hidden.device.type)
-    logp, entropy = linear_token_logprobs(
+    return linear_token_logprobs(
         hidden.to(dtype),
         weight.to(dtype),
-        batch.targets,
+        targets,
         bias=None if bias is None else bias.to(dtype),
-        temperature=request.temperature,
+        temperature=temperature,
         softcap=how.softcap,
         scale=how.scale,
     )
-    return logp, entropy, hidden
 
 
-def _from_hidden(model: PreTrainedModel, batch: Batch, request: Request) -> Answer:
+def _from_hidden(model: PreTrainedModel, how: Head, batch: Batch, temperature: float) -> Answer:
     """Backbone, gather, head."""
     output = model.base_model(**batch.inputs)
     states = output[0] if isinstance(output, tuple) else output.last_hidden_state
     hidden = states.reshape(-1, states.shape[-1]).index_select(0, batch.rows.to(states.device))
-    return _score(model.get_output_embeddings(), hidden, batch, request)
+    head = model.get_output_embeddings()
+    return *_score(head, how, hidden, batch.targets, temperature), hidden
 
 
 def _from_logits(forward: Callable[..., Any], batch: Batch, request: Request) -> Answer:
@@ -153,7 +154,7 @@ def _answer(model: PreTrainedModel, request: Request) -> Answer:
         if request.head is None:
             parts.append(_from_logits(original_forward(model), batch, request))
         else:
-            parts.append(_from_hidden(model, batch, request))
+            parts.append(_from_hidden(model, request.head, batch, request.temperature))
     if len(parts) > 1:
         logp, entropy = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         hidden = torch.cat([part[2] for part in parts]) if request.want_hidden else None
@@ -171,8 +172,8 @@ def _make_forward(model: PreTrainedModel) -> Callable[..., Any]:
         return original_forward(self)(*args, **keywords)
 
     # `generate` and the trainers read the signature to learn what the model takes.
-    forward.__signature__ = inspect.signature(type(model).forward)
-    setattr(forward, _MARK, True)
+    forward.__dict__["__signature__"] = inspect.signature(type(model).forward)
+    forward.__dict__[_MARK] = True
     return forward
 
 

@@ -120,19 +120,17 @@ def _pack(tokens: Tokens, spans: _Spans) -> tuple[Batch, torch.Tensor]:
     targets = _runs(spans.row * columns + spans.start + spans.scored, count)
     frame = _runs(spans.row * (columns - 1) + spans.start + spans.scored - 1, count)
     device = tokens.ids.device
-    source, positions, rows, targets, frame = _to_device(
-        device, source, positions, rows, targets, frame
-    )
+    moved = _to_device(device, source, positions, rows, targets, frame)
     flat = tokens.ids.reshape(-1)
     inputs = {
-        "input_ids": flat[source][None],
-        "position_ids": positions[None],
+        "input_ids": flat[moved[0]][None],
+        "position_ids": moved[1][None],
         # A mask that is 4-D already is passed through by every mask function; ours never reads it.
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
         "fastrl_segments": Segments.of_lengths(fed.tolist()),
         "use_cache": False,
     }
-    return Batch(inputs, rows, flat[targets], 0), frame
+    return Batch(inputs, moved[2], flat[moved[3]], 0), moved[4]
 
 
 def packed(tokens: Tokens, max_tokens: int | None = None) -> Layout:
@@ -197,7 +195,7 @@ def _grid(tokens: Tokens, spans: _Spans, at: np.ndarray, with_positions: bool) -
     positions = np.where(inside, column - at[:, None] + spans.offset[:, None], 0)
     count = spans.length - spans.scored
     first = spans.start + spans.scored
-    rows, targets, frame, mask, source, positions = _to_device(
+    rows, targets, frame, mask, taken, placed = _to_device(
         tokens.ids.device,
         _runs(spans.row * width + at + spans.scored - 1, count),
         _runs(spans.row * total + first, count),
@@ -208,12 +206,12 @@ def _grid(tokens: Tokens, spans: _Spans, at: np.ndarray, with_positions: bool) -
     )
     flat = tokens.ids.reshape(-1)
     inputs = {
-        "input_ids": flat[source].view(-1, width),
+        "input_ids": flat[taken].view(-1, width),
         "attention_mask": mask.view(-1, width),
         "use_cache": False,
     }
     if with_positions:
-        inputs["position_ids"] = positions.view(-1, width)
+        inputs["position_ids"] = placed.view(-1, width)
     wanted = (at + spans.scored - 1)[count > 0]
     first_column = int(wanted.min()) if len(wanted) else width - 1
     return Layout((Batch(inputs, rows, flat[targets], first_column),), frame)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ def attend(
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
         groups = 1
-    keywords = {}
+    keywords: dict[str, Any] = {}
     if groups > 1:
         keywords["enable_gqa"] = True
     if scaling is not None and "scale" in known:

@@ -33,6 +33,9 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
     supported_modules = ("v_head",)
     supported_rm_modules = ("score",)
     lm_head_namings: tuple[str, ...] = ()
+    pretrained_model: Any
+    v_head: Any
+    score: Any
 
     def __init__(
         self,
@@ -196,22 +199,13 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         """The wrapped model's; reentrant checkpointing with frozen embeddings needs it."""
         self.pretrained_model.enable_input_require_grads()
 
-    def state_dict(
-        self,
-        *args: Any,
-        destination: dict[str, Any] | None = None,
-        prefix: str = "",
-        keep_vars: bool = False,
-    ) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The wrapped model's own keys and `v_head.*`; of a PEFT model `v_head.*` alone."""
-        for name, given in zip(("destination", "prefix", "keep_vars"), args, strict=False):
-            destination = given if name == "destination" else destination
-            prefix = given if name == "prefix" else prefix
-            keep_vars = given if name == "keep_vars" else keep_vars
-        common = {"destination": destination, "keep_vars": keep_vars}
+        given = dict(zip(("destination", "prefix", "keep_vars"), args, strict=False)) | kwargs
+        prefix = given.pop("prefix", "")
         if not self.is_peft_model:
-            common["destination"] = self.pretrained_model.state_dict(prefix=prefix, **common)
-        return self.v_head.state_dict(prefix=prefix + checkpoint.PREFIX, **common)
+            given["destination"] = self.pretrained_model.state_dict(prefix=prefix, **given)
+        return self.v_head.state_dict(prefix=prefix + checkpoint.PREFIX, **given)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
