@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastrl.ops._dispatch import BackendUnavailable, forced_backend, use_backend
+from fastrl.ops._logits_budget import set_logits_budget
 from fastrl.ops.gae import gae
 from fastrl.ops.linear_nll import linear_nll
-from fastrl.ops.linear_token_logprobs import linear_token_logprobs, set_logits_budget
+from fastrl.ops.linear_token_logprobs import linear_token_logprobs
 from fastrl.ops.penalise import penalise
 from fastrl.ops.plan_packing import PackingPlan, plan_packing
 from fastrl.ops.sample import gumbel_noise, sample

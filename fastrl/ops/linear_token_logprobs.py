@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fastrl.ops._linear_engines import (
     sweep_with_gradients,
 )
 from fastrl.ops._linear_tiles import STATISTICS, CppTiles, Scores, WholeRows, statistics_of
+from fastrl.ops._logits_budget import logits_budget
 from fastrl.ops._once import once
 from fastrl.ops.token_logprobs import (
     TOKEN_LOGPROBS,
@@ -26,37 +28,6 @@ from fastrl.ops.token_logprobs import (
     require_targets,
     require_temperature,
 )
-
-_CPU_BUDGET = 1 << 30  # bytes
-_budget: int | None = None
-_free_at_first: dict[torch.device, int] = {}
-
-
-def set_logits_budget(num_bytes: int | None) -> None:
-    """Let `linear_token_logprobs` keep up to this many bytes of logits for its backward.
-
-    Kept logits save making them again (3 matrix products instead of 4; 0 never keeps any). None
-    goes back to the default: 1 GiB on a CPU; elsewhere a quarter of what was free on the device
-    when it was first used here. Applies to calls made from now on, in this process.
-
-    Raises:
-        ValueError: for a negative number.
-    """
-    global _budget
-    if num_bytes is not None and num_bytes < 0:
-        raise ValueError(f"num_bytes must be 0 or more, or None, not {num_bytes}")
-    _budget = num_bytes
-
-
-def logits_budget(device: torch.device) -> int:
-    """Bytes of logits that a call on this device may keep."""
-    if _budget is not None:
-        return _budget
-    if device.type != "cuda":
-        return _CPU_BUDGET
-    if device not in _free_at_first:
-        _free_at_first[device] = torch.cuda.mem_get_info(device)[0] // 4
-    return _free_at_first[device]
 
 
 def linear_reference(
@@ -237,7 +208,7 @@ def _fake_backward(
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:
     hidden, weight, targets, bias, *ctx.settings = inputs[:8]
-    ctx.backend = inputs[9] if len(inputs) > 9 else None
+    ctx.backend = inputs[9:]
     logp, entropy, lse, kept, statistics = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, targets, bias, logp, entropy, lse, kept)
@@ -245,7 +216,11 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:
 
 
 def _gradient(
-    ctx: Any, grad_logp: torch.Tensor | None, grad_entropy: torch.Tensor | None, *_: Any
+    run: Callable[..., Any],
+    ctx: Any,
+    grad_logp: torch.Tensor | None,
+    grad_entropy: torch.Tensor | None,
+    *_: Any,
 ) -> tuple[torch.Tensor | None, ...]:
     nothing = (None,) * len(ctx.needs_input_grad)
     needs = ctx.needs_input_grad
@@ -254,10 +229,7 @@ def _gradient(
         return nothing
     arguments = (*ctx.saved_tensors, grad_logp, grad_entropy, *ctx.settings, wanted)
     with torch.no_grad():
-        if torch.compiler.is_compiling():
-            found = torch.ops.fastrl.linear_token_logprobs_backward(*arguments)
-        else:
-            found = _backward(*arguments, ctx.backend)
+        found = run(*arguments, *ctx.backend)
     hidden, weight, bias = (
         once("linear_token_logprobs", gradient) if want else None
         for gradient, want in zip(found, wanted, strict=True)
@@ -265,7 +237,11 @@ def _gradient(
     return (hidden, weight, None, bias, *nothing[4:])
 
 
-torch.library.register_autograd("fastrl::linear_token_logprobs", _gradient, setup_context=_keep)
+torch.library.register_autograd(
+    "fastrl::linear_token_logprobs",
+    functools.partial(_gradient, torch.ops.fastrl.linear_token_logprobs_backward),
+    setup_context=_keep,
+)
 
 
 class _Linear(torch.autograd.Function):
@@ -275,7 +251,7 @@ class _Linear(torch.autograd.Function):
         _keep(ctx, inputs, output)
         return output
 
-    backward = staticmethod(_gradient)
+    backward = staticmethod(functools.partial(_gradient, _backward))
 
 
 def _require_positive(name: str, value: float) -> float:

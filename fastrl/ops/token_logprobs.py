@@ -7,7 +7,9 @@ d logp / d z_j = [j = y] - p_j,  d H / d z_j = -p_j (log p_j + H). Where p_y is 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -236,6 +238,7 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Three
 
 
 def _gradient(
+    run: Callable[..., torch.Tensor],
     ctx: torch.autograd.function.FunctionCtx,
     grad_logp: torch.Tensor | None,
     grad_entropy: torch.Tensor | None,
@@ -243,13 +246,16 @@ def _gradient(
 ) -> tuple[torch.Tensor | None, None, None]:
     if not ctx.needs_input_grad[0] or (grad_logp is None and grad_entropy is None):
         return None, None, None
-    run = torch.ops.fastrl.token_logprobs_backward if torch.compiler.is_compiling() else _backward
     with torch.no_grad():
         gradient = run(*ctx.saved_tensors, grad_logp, grad_entropy, ctx.temperature)
     return once("token_logprobs", gradient), None, None
 
 
-torch.library.register_autograd("fastrl::token_logprobs", _gradient, setup_context=_keep)
+torch.library.register_autograd(
+    "fastrl::token_logprobs",
+    functools.partial(_gradient, torch.ops.fastrl.token_logprobs_backward),
+    setup_context=_keep,
+)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -264,7 +270,7 @@ class _TokenLogprobs(torch.autograd.Function):
         _keep(ctx, (logits, targets, temperature), output)
         return output
 
-    backward = staticmethod(_gradient)
+    backward = staticmethod(functools.partial(_gradient, _backward))
 
 
 def require_temperature(temperature: float) -> float:

@@ -1,0 +1,36 @@
+"""How much memory a call may use to keep logits until its backward."""
+
+from __future__ import annotations
+
+import torch
+
+_CPU_BUDGET = 1 << 30  # bytes
+_budget: int | None = None
+_free_at_first: dict[torch.device, int] = {}
+
+
+def set_logits_budget(num_bytes: int | None) -> None:
+    """Let `linear_token_logprobs` keep up to this many bytes of logits for its backward.
+
+    Kept logits save making them again (3 matrix products instead of 4; 0 never keeps any). None
+    goes back to the default: 1 GiB on a CPU; elsewhere a quarter of what was free on the device
+    when it was first used here. Applies to calls made from now on, in this process.
+
+    Raises:
+        ValueError: for a negative number.
+    """
+    global _budget
+    if num_bytes is not None and num_bytes < 0:
+        raise ValueError(f"num_bytes must be 0 or more, or None, not {num_bytes}")
+    _budget = num_bytes
+
+
+def logits_budget(device: torch.device) -> int:
+    """Bytes of logits that a call on this device may keep."""
+    if _budget is not None:
+        return _budget
+    if device.type != "cuda":
+        return _CPU_BUDGET
+    if device not in _free_at_first:
+        _free_at_first[device] = torch.cuda.mem_get_info(device)[0] // 4
+    return _free_at_first[device]
