@@ -1,4 +1,4 @@
-"""Both command lines of the PPO guides: `--mini_batch_size 1` and `--ppo_config.mini_batch_size 1`."""
+"""Both command lines of the guides: `--mini_batch_size 1` and `--ppo_config.mini_batch_size 1`."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def add_fields(
 def parse(
     options_class: type, config_defaults: dict[str, Any], argv: Sequence[str] | None, about: str
 ) -> tuple[Any, PPOConfig]:
-    """The script's own options and the PPOConfig; exits with a message on a flag it does not know."""
+    """The script's own options and the PPOConfig; exits with a message on an unknown flag."""
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     add_fields(parser, options_class, "args", {})
     add_fields(parser, PPOConfig, "ppo_config", config_defaults)

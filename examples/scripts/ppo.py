@@ -45,7 +45,7 @@ from fastrl import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from curves import save_curves  # noqa: E402  (the plotting that the examples share)
+from curves import save_curves
 
 HUB_DEFAULTS = {
     "model_name": "lvwerra/gpt2-imdb",

@@ -1,14 +1,16 @@
 """The sentiment task from a folder of labelled sentences: nothing is downloaded.
 
-A folder holds `*.pos` and `*.neg`, one sentence a line (e.g. the film reviews of Pang & Lee 2005). From
-them come a tokenizer, a small GPT-2 that writes such sentences, the classifier that PPO is rewarded by,
-and a judge: a second classifier of the same kind, trained on other sentences, that PPO never sees.
+A folder holds `*.pos` and `*.neg`, one sentence a line (e.g. the film reviews of Pang & Lee 2005).
+From them come a tokenizer, a small GPT-2 that writes such sentences, the classifier that PPO is
+rewarded by, and a judge: a second classifier of the same kind, trained on other sentences, that PPO
+never sees.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -59,7 +61,7 @@ def read_reviews(folder: Path, seed: int = 0) -> Splits:
 def _features(text: str) -> list[int]:
     """Hashed words and word pairs; Python's own string hash is salted, so this is a fixed one."""
     words = text.split()
-    pairs = [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    pairs = [f"{a} {b}" for a, b in pairwise(words)]
     indices = []
     for feature in [*words, *pairs]:
         value = 2166136261  # FNV-1a, 32 bits

@@ -114,7 +114,10 @@ class PublishingTrainer:
         try:
             user = whoami()["name"]
         except Exception as error:  # offline, logged out, a proxy: all mean "author unknown"
-            warnings.warn(f"no model card: the hub did not say who you are ({error})", stacklevel=2)
+            reason = f"{type(error).__name__}: offline, or not logged in"
+            warnings.warn(
+                f"no model card: the hub did not say who you are ({reason})", stacklevel=2
+            )
             return
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         text = _MODEL_CARD.format(
