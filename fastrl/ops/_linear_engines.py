@@ -106,7 +106,7 @@ def sweep(
     """Scores of all rows; the logits go to `keep` (N, V) if given, else through one buffer."""
     cut = tiling(hidden, head.vocab, backend)
     sums = backend.start(len(hidden), statistics, hidden.device)
-    buffer = None if keep is not None else backend.memory((cut.rows * cut.columns,), hidden)
+    buffer = backend.memory((cut.rows * cut.columns if keep is None else 0,), hidden)
     for rows in cut.row_slices(len(hidden)):
         for columns in cut.column_slices(head.vocab):
             tile = _place(buffer, rows, columns) if keep is None else keep[rows, columns]

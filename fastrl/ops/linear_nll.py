@@ -8,7 +8,7 @@ import torch
 
 from fastrl.ops._dispatch import Op
 from fastrl.ops._inputs import require_floating, require_like
-from fastrl.ops._linear_engines import Head, Wanted, sweep, sweep_with_gradients
+from fastrl.ops._linear_engines import Gradients, Head, Wanted, sweep, sweep_with_gradients
 from fastrl.ops._linear_tiles import CppTiles, WholeRows
 from fastrl.ops._once import once
 from fastrl.ops.linear_token_logprobs import (
@@ -59,7 +59,7 @@ def _forward(
     require_targets(targets, weight.shape[0])
     backend = backend or tiles(LINEAR_NLL, hidden, weight, targets)
     head = Head(weight, bias, temperature, softcap, scale)
-    found = (None, None, None)
+    found: Gradients = (None, None, None)
     with uncast(hidden.device):
         if any(wanted):
             scores, found = sweep_with_gradients(

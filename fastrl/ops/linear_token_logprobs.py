@@ -100,6 +100,7 @@ def _forward(
             scores, (unit, _, _) = sweep_with_gradients(
                 head, hidden, targets, ones, wanted, backend, statistics
             )
+            assert unit is not None
             kept = unit
         else:
             if engine == "keep":
@@ -132,7 +133,7 @@ def _backward(
     backend: Any = None,
 ) -> Gradients:
     """Gradients of hidden, weight and bias, None where not wanted."""
-    if engine == "frozen" and grad_entropy is None:
+    if engine == "frozen" and grad_entropy is None and grad_logp is not None:
         weighted = grad_logp[:, None] * kept
         return weighted.where(grad_logp[:, None] != 0, 0.0).to(hidden.dtype), None, None
     backend = backend or tiles(LINEAR, hidden, weight, targets)
@@ -140,10 +141,10 @@ def _backward(
     scores = Scores(logp, entropy, lse, logp.new_empty(0, len(logp)))
     logits = kept if engine == "keep" else None
     roomy = engine == "keep" and 2 * kept.nbytes <= logits_budget(hidden.device)
-    grads = [None if grad is None else grad.contiguous() for grad in (grad_logp, grad_entropy)]
+    g, h = (None if grad is None else grad.contiguous() for grad in (grad_logp, grad_entropy))
     with uncast(hidden.device):
         return gradients(
-            head, hidden, targets, scores, *grads, Wanted(*wanted), backend, logits, roomy
+            head, hidden, targets, scores, g, h, Wanted(*wanted), backend, logits, roomy
         )
 
 
@@ -302,6 +303,12 @@ def checked_call(
     return Head(weight, bias, temperature, softcap, _require_positive("scale", scale)), targets
 
 
+def _require_statistics(stats: Sequence[str]) -> None:
+    unknown = [name for name in stats if name not in STATISTICS]
+    if unknown:
+        raise ValueError(f"stats has {unknown[0]!r}; choose among {', '.join(STATISTICS)}")
+
+
 def linear_token_logprobs(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -311,7 +318,7 @@ def linear_token_logprobs(
     softcap: float | None = None,
     scale: float = 1.0,
     stats: Sequence[str] = (),
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[Any, ...]:
     """Log-probability of the targets, and the entropy, from hidden states and the head.
 
     z = softcap * tanh(((hidden @ weight.T + bias) * scale) / softcap) / temperature, without the
@@ -342,9 +349,7 @@ def linear_token_logprobs(
             or (on the CPU) a target lies outside [0, V). On a GPU such a row is NaN.
     """
     head, targets = checked_call(hidden, weight, targets, bias, temperature, softcap, scale)
-    unknown = [name for name in stats if name not in STATISTICS]
-    if unknown:
-        raise ValueError(f"stats has {unknown[0]!r}; choose among {', '.join(STATISTICS)}")
+    _require_statistics(stats)
     numbers = (head.temperature, head.softcap, head.scale)
     if torch.compiler.is_compiling():
         engine = choose_engine(hidden, weight, bias)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -228,7 +229,7 @@ def _fake_backward(logits: torch.Tensor, *_: object) -> torch.Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Three) -> None:
+def _keep(ctx: Any, inputs: tuple, output: Three) -> None:
     logits, targets, temperature = inputs
     _, entropy, lse = output
     ctx.set_materialize_grads(False)
@@ -239,7 +240,7 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Three
 
 def _gradient(
     run: Callable[..., torch.Tensor],
-    ctx: torch.autograd.function.FunctionCtx,
+    ctx: Any,
     grad_logp: torch.Tensor | None,
     grad_entropy: torch.Tensor | None,
     _: torch.Tensor | None,
@@ -261,7 +262,7 @@ torch.library.register_autograd(
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         logits: torch.Tensor,
         targets: torch.Tensor,
         temperature: float,
