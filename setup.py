@@ -25,6 +25,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -223,7 +224,7 @@ class BuildNative(build_ext):
         here = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
         target = here / "fastrl"
         target.mkdir(parents=True, exist_ok=True)
-        info: dict[str, object] = {"built": [], "reason": {}, "archs": []}
+        info: dict[str, Any] = {"built": [], "reason": {}, "archs": []}
         for part in ("cpu", "cuda"):
             work = self.workplace() / part
             try:
