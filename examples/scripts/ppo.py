@@ -54,8 +54,8 @@ HUB_DEFAULTS = {
     "target_kl": 6.0,
 }
 OFFLINE_DEFAULTS = {
-    "learning_rate": 1e-4,
-    "batch_size": 128,
+    "learning_rate": 2e-4,
+    "batch_size": 64,
     "mini_batch_size": 32,
     "init_kl_coef": 0.1,
     "adap_kl_ctrl": False,
@@ -66,8 +66,8 @@ OFFLINE_DEFAULTS = {
 class Options:
     dataset: str | None = None  # a folder of *.pos and *.neg; None: query_dataset from the hub
     output_dir: str = "runs/sentiment"
-    max_steps: int | None = None  # PPO steps; None: 100 offline, one epoch with a hub
-    lm_epochs: int = 6  # offline: epochs of the language model
+    max_steps: int | None = None  # PPO steps; None: 80 offline, one epoch with a hub
+    lm_epochs: int = 4  # offline: epochs of the language model
     smoke: bool = False  # offline: a few sentences and steps, to see that it runs
     use_seq2seq: bool = False
     use_peft: bool = False
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         data_collator=lambda rows: {key: [row[key] for row in rows] for key in rows[0]},
     )
     before, texts_before = evaluate(trainer, task)
-    default_steps = 2 if options.smoke else 100 if offline else len(trainer.dataloader)
+    default_steps = 2 if options.smoke else 80 if offline else len(trainer.dataloader)
     steps = options.max_steps or default_steps
     history = train(trainer, task, steps, folder / "log.jsonl")
     after, texts_after = evaluate(trainer, task)

@@ -136,9 +136,12 @@ def train_language_model(
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=96,
-        n_embd=192,
+        n_embd=128,
         n_layer=4,
-        n_head=6,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -147,7 +150,7 @@ def train_language_model(
     rows = [[*tokenizer(text).input_ids[:63], tokenizer.eos_token_id] for text in texts]
     rows.sort(key=len)  # batches of like lengths pad little
     batches = [rows[i : i + 32] for i in range(0, len(rows), 32)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 2e-3, total_steps=epochs * len(batches), pct_start=0.1
     )
