@@ -15,20 +15,21 @@ FAINT = "#d5dbe1"
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea")
 
 
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Trailing mean over at most `window` values; as long as the input."""
+def smooth(values: Sequence[float], reach: int) -> list[float]:
+    """Centred mean over `2 * reach + 1` values, over fewer at the ends; as long as the input."""
     means = []
-    for end in range(1, len(values) + 1):
-        recent = values[max(0, end - window) : end]
-        means.append(sum(recent) / len(recent))
+    for place in range(len(values)):
+        near = min(reach, place, len(values) - 1 - place)
+        around = values[place - near : place + near + 1]
+        means.append(sum(around) / len(around))
     return means
 
 
 def draw_panel(axis: plt.Axes, name: str, values: Sequence[float], colour: str) -> None:
-    """Draw one statistic: every step faintly, its trailing mean on top."""
+    """Draw one statistic: every step faintly, its moving mean on top."""
     steps = range(1, len(values) + 1)
     axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1.0)
-    axis.plot(steps, smooth(values, max(1, len(values) // 15)), color=colour, linewidth=2.0)
+    axis.plot(steps, smooth(values, max(1, len(values) // 25)), color=colour, linewidth=2.0)
     axis.set_title(name, loc="left", fontsize=11, color=INK, pad=8)
     axis.grid(axis="y", color=FAINT, linewidth=0.6)
     axis.tick_params(colors=INK, labelsize=9, length=0)
