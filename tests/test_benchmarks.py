@@ -1,0 +1,99 @@
+"""The benchmarks' own machinery: the table says what was measured, both sides do the same work."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    """A module of benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def measured(row: str, peer: float, ours: float, **more: Any) -> dict[str, Any]:
+    """What a benchmark stores for a row."""
+    versions = {"torch": "2.13.0"}
+    medians = {"peer_median": peer, "fastrl_median": ours}
+    named = {"row": row, "peer": "torch", "peer_versions": versions, "fastrl_versions": versions}
+    return {"extra_info": {**named, **medians, **more}}
+
+
+def test_the_table_shows_ratio_and_aim_in_the_issues_order() -> None:
+    report = load("report")
+    memory = {"peer_above_bytes": 1000 * 2**20, "fastrl_above_bytes": 250 * 2**20}
+    rows = report.rows_of(
+        [measured("gae 512x1024", 0.05, 0.005), measured("PPOTrainer.step", 20.0, 8.0, **memory)]
+    )
+    lines = report.table(rows).splitlines()[2:]
+    assert lines[0] == "| PPOTrainer.step | torch: 20 s | 8 s | 2.5x faster | 2.5x | 3.8x |"
+    assert "1000 MiB | 250 MiB | 0.25x | ≤ 0.5x" in lines[1]
+    assert lines[2] == "| gae 512x1024 | torch: 50 ms | 5 ms | 10x faster | 4x | — |"
+
+
+def test_a_processor_name_becomes_a_file_name() -> None:
+    assert load("report").slug("Intel(R) Xeon(R) CPU @ 2.0GHz") == "intel-xeon-cpu-2-0ghz"
+
+
+def test_a_named_interpreter_is_used_in_place_of_an_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments = load("environments")
+    peer = environments.PEERS[0]
+    monkeypatch.setenv(peer.variable, str(tmp_path / "python"))
+    assert not peer.ready
+    (tmp_path / "python").touch()
+    assert peer.ready
+    assert peer.python == tmp_path / "python"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"operation": "gae", "shape": [5, 7]},
+        {"operation": "whiten", "shape": [9, 11]},
+        {"operation": "token_logprobs", "shape": [6, 97], "dtype": "float32"},
+    ],
+    ids=lambda request: request["operation"],
+)
+def test_torch_and_fastrl_workers_compute_the_same(request_: dict[str, Any]) -> None:
+    race = load("race")
+    answers = []
+    for library in ("torch", "fastrl"):
+        request = {"seed": 3, **request_}
+        with race.Worker(Path(sys.executable), "tensor_op.py", library, request) as worker:
+            answers.append(worker.ask({"round": 0}))
+    for want, got in zip(answers[0]["samples"], answers[1]["samples"], strict=True):
+        assert got == pytest.approx(want, rel=1e-4, abs=1e-4)
+    assert all(answer["seconds"] > 0 for answer in answers)
+
+
+@pytest.mark.slow
+def test_the_ppo_worker_measures_a_step() -> None:
+    race = load("race")
+    request = {"seed": 3, "vocab": 256}
+    with race.Worker(Path(sys.executable), "ppo_step.py", "fastrl", request) as worker:
+        answer = worker.ask({"round": 0})
+    assert answer["seconds"] > 0
+    assert answer["above_bytes"] > 0
+    assert 16 <= answer["numbers"]["tokens/responses_len_mean"] <= 256
+
+
+@pytest.mark.slow
+def test_a_workers_error_is_raised_with_its_trace() -> None:
+    race = load("race")
+    request = {"seed": 3, "operation": "nothing", "shape": [1]}
+    with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
+        race.Worker(Path(sys.executable), "tensor_op.py", "torch", request)
