@@ -21,8 +21,9 @@ from fastrl.types import LogProbs, Tokens
 _PLAN = "_fastrl_plan"
 _INNER = ("_orig_mod", "module", "_fsdp_wrapped_module", "pretrained_model")
 
-# Without gradients nothing has to be kept, so long passes go through in pieces of this many tokens.
-PACK_TOKENS = 8192
+# Without gradients nothing has to be kept, so long passes go through in pieces of at most this many
+# tokens: small enough that their activations cost little memory, large enough to fill the device.
+PACK_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 def _find(model: nn.Module) -> tuple[PreTrainedModel, bool]:
@@ -117,7 +118,8 @@ def logprobs(model: nn.Module, tokens: Tokens, temperature: float = 1.0) -> LogP
     if _find(model)[1]:
         return _soft_prompt_logprobs(model, tokens, temperature)
     if plan.packed:
-        places = layout.packed(tokens, None if torch.is_grad_enabled() else PACK_TOKENS)
+        limit = None if torch.is_grad_enabled() else PACK_TOKENS.get(tokens.ids.device.type, 8192)
+        places = layout.packed(tokens, limit)
     else:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads)
     request = door.Request(places.batches, temperature, plan.head)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastrl.models import attention, policy
+from fastrl.models import attention, door, policy
 from fastrl.models.policy import counts_pads, logprobs, prepare_policy
 from fastrl.types import Tokens
 
@@ -158,7 +158,7 @@ def test_long_passes_without_gradient_go_in_pieces(
 ) -> None:
     model = tiny("llama")
     want = logprobs(model, rows)
-    monkeypatch.setattr(policy, "PACK_TOKENS", 26)
+    monkeypatch.setitem(policy.PACK_TOKENS, "cpu", 26)
     calls = []
     model.model.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
@@ -292,19 +292,31 @@ def test_bf16_scores_are_fp32_and_near(tiny: Any, rows: Tokens, separately: Any,
     assert prepare_policy(model).packed
 
 
-def test_autocast_reaches_the_head(tiny: Any, rows: Tokens) -> None:
+@pytest.mark.parametrize("called", [False, True])
+def test_autocast_reaches_the_head(called: bool, tiny: Any, rows: Tokens, monkeypatch: Any) -> None:
     accelerate = pytest.importorskip("accelerate")
     model = tiny("llama", torch.float32)
     full = logprobs(model, rows).logp
-    accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
-    prepared = accelerator.prepare(model)
+    prepared = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
     seen = []
-    model.lm_head.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    if called:
+        model.lm_head.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    else:
+        op = door.linear_token_logprobs
+
+        def spy(hidden: torch.Tensor, weight: torch.Tensor, *args: Any, **keywords: Any) -> Any:
+            assert hidden.dtype == weight.dtype
+            seen.append(weight.dtype)
+            return op(hidden, weight, *args, **keywords)
+
+        monkeypatch.setattr(door, "linear_token_logprobs", spy)
     half = logprobs(prepared, rows).logp
+    accelerate.state.AcceleratorState._reset_state(True)
     assert seen == [torch.bfloat16]
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().max() < 0.5
-    accelerate.state.AcceleratorState._reset_state(True)
+    half.sum().backward()
+    assert model.lm_head.weight.grad.dtype == torch.float32
 
 
 def test_models_that_cannot_be_scored_are_refused(tiny: Any, rows: Tokens) -> None:
