@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
+
+# Where there is no GPU, Triton's kernels are interpreted. Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # How far two computations of one thing may lie apart, by the dtype of the inputs. Outputs are fp32,
 # so 16-bit inputs are exact in both. Loosening an entry takes a commit of its own and a reason.

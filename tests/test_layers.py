@@ -14,7 +14,6 @@ FLOORS = {
     "types": 0,
     "legacy": 0,
     "ops": 1,
-    "kernels": 1,
     "data": 2,
     "models": 2,
     "rewards": 2,
@@ -46,8 +45,9 @@ def parsed(path: Path) -> ast.Module:
 
 
 def home_of(module: str) -> str:
-    """fastrl.ops.gae -> ops; fastrl -> '' (the package itself)."""
-    return module.split(".")[1] if "." in module else ""
+    """fastrl.ops.gae -> ops; fastrl -> '' (the package itself). Kernels are ops' own backends."""
+    home = module.split(".")[1] if "." in module else ""
+    return "ops" if home == "kernels" else home
 
 
 def module_of(path: Path) -> str:

@@ -58,8 +58,7 @@ def ppo_loss(
     All tensors (B, T - 1) fp32; `over` averages over the tokens that count. A minibatch whose mean
     ratio exceeds `config.ratio_threshold` has both losses multiplied by 0.
 
-    Returns:
-        policy loss, vf_coef · value loss, and TRL's statistics without gradient.
+    Returns policy loss, vf_coef · value loss, and TRL's statistics without gradient.
     """
     low, high = values - config.cliprange_value, values + config.cliprange_value
     clipped_vpreds = torch.maximum(torch.minimum(vpreds, high), low)
@@ -74,13 +73,10 @@ def ppo_loss(
 
     keep = over.global_mean(ratio) <= config.ratio_threshold
     policy_loss, value_loss = policy_loss * keep, value_loss * keep
+    total = policy_loss + config.vf_coef * value_loss
 
     stats = {
-        "loss": {
-            "policy": policy_loss,
-            "value": value_loss,
-            "total": policy_loss + config.vf_coef * value_loss,
-        },
+        "loss": {"policy": policy_loss, "value": value_loss, "total": total},
         "policy": {
             "entropy": over.mean(entropy),
             "approxkl": 0.5 * over.mean((logprobs - old_logprobs).square()),

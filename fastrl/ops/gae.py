@@ -52,7 +52,13 @@ class _Cpp:
         return advantages, returns
 
 
-GAE = Op("gae", reference=_Reference, cpp=_Cpp)
+GAE = Op(
+    "gae",
+    reference=_Reference,
+    cpp=_Cpp,
+    cuda="fastrl.ops._cuda:Gae",
+    triton="fastrl.kernels.gae",
+)
 
 torch.library.define(
     "fastrl::gae",

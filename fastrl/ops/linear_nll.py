@@ -40,7 +40,13 @@ class _Reference:
         return _weighted_sum(-logp.where(_counts(logp, token_weight), 0.0), token_weight)
 
 
-LINEAR_NLL = Op("linear_nll", reference=_Reference, cpp=CppTiles, cuda=WholeRows, triton=WholeRows)
+LINEAR_NLL = Op(
+    "linear_nll",
+    reference=_Reference,
+    cpp=CppTiles,
+    cuda="fastrl.ops._cuda:Tiles",
+    triton=WholeRows,
+)
 
 
 def _forward(

@@ -50,7 +50,11 @@ class _Reference:
 
 # The namespaces other than the reference are those of _linear_tiles.py.
 LINEAR = Op(
-    "linear_token_logprobs", reference=_Reference, cpp=CppTiles, cuda=WholeRows, triton=WholeRows
+    "linear_token_logprobs",
+    reference=_Reference,
+    cpp=CppTiles,
+    cuda="fastrl.ops._cuda:Tiles",
+    triton=WholeRows,
 )
 
 

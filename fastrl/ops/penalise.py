@@ -58,7 +58,7 @@ class _Cpp:
         return out
 
 
-PENALISE = Op("penalise", reference=_Reference, cpp=_Cpp)
+PENALISE = Op("penalise", reference=_Reference, cpp=_Cpp, cuda="fastrl.ops._cuda:Penalise")
 
 torch.library.define("fastrl::penalise", "(Tensor logits, Tensor seen, float penalty) -> Tensor")
 

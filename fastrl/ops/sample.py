@@ -225,7 +225,7 @@ class _Cpp:
         return tokens, logp, logp_full
 
 
-SAMPLE = Op("sample", reference=_Reference, cpp=_Cpp)
+SAMPLE = Op("sample", reference=_Reference, cpp=_Cpp, cuda="fastrl.ops._cuda:Sample")
 
 torch.library.define(
     "fastrl::sample",

@@ -83,7 +83,13 @@ class _Cpp:
         return rewards, kl
 
 
-SHAPED_REWARDS = Op("shaped_rewards", reference=_Reference, cpp=_Cpp)
+SHAPED_REWARDS = Op(
+    "shaped_rewards",
+    reference=_Reference,
+    cpp=_Cpp,
+    cuda="fastrl.ops._cuda:ShapedRewards",
+    triton="fastrl.kernels.shaped_rewards",
+)
 
 torch.library.define(
     "fastrl::shaped_rewards",

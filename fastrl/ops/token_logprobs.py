@@ -125,7 +125,13 @@ class _Cpp:
 #            out=None) -> d logits in the logits' dtype; `out` may be the logits themselves.
 # Logits have a last stride of 1 and any first stride; targets are int64; gradients are contiguous.
 # A row whose gradients are all 0 gets zeros, whatever its logits.
-TOKEN_LOGPROBS = Op("token_logprobs", reference=_Reference, cpp=_Cpp)
+TOKEN_LOGPROBS = Op(
+    "token_logprobs",
+    reference=_Reference,
+    cpp=_Cpp,
+    cuda="fastrl.ops._cuda:TokenLogprobs",
+    triton="fastrl.kernels.token_logprobs",
+)
 
 
 def require_targets(targets: torch.Tensor, vocab: int) -> None:

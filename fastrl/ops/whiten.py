@@ -51,7 +51,13 @@ class _Cpp:
         return out
 
 
-WHITEN = Op("whiten", reference=_Reference, cpp=_Cpp)
+WHITEN = Op(
+    "whiten",
+    reference=_Reference,
+    cpp=_Cpp,
+    cuda="fastrl.ops._cuda:Whiten",
+    triton="fastrl.kernels.whiten",
+)
 
 torch.library.define("fastrl::whiten", "(Tensor x, Tensor mask, bool shift_mean) -> Tensor")
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -46,3 +53,66 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     core.limit_isa(level)
     yield request.param
     core.limit_isa(2)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A GPU backend of every operation that has it, and the device whose tensors it takes here."""
+
+    backend: str
+    device: str
+
+    def __call__(self, op: str) -> Any:
+        """The op's namespace."""
+        if self.backend == "triton":
+            return importlib.import_module(f"fastrl.kernels.{op}")
+        name = "".join(part.capitalize() for part in op.split("_"))
+        return getattr(importlib.import_module("fastrl.ops._cuda"), name)
+
+
+@pytest.fixture(scope="session")
+def cuda_on_cpu(request: pytest.FixtureRequest) -> ModuleType:
+    """The CUDA library compiled for the CPU (tests/ops/cuda_on_cpu)."""
+    path = Path(__file__).parent / "cuda_on_cpu" / "build.py"
+    spec = importlib.util.spec_from_file_location("cuda_on_cpu_build", path)
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    try:
+        return build.load(request.config.cache.mkdir("cuda_on_cpu"))
+    except build.Unavailable as reason:
+        pytest.skip(f"CUDA kernels cannot be run on the CPU: {reason}")
+
+
+def _triton_missing(interpreted: bool) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if interpreted and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton's kernels run for real here (make test-gpu)"
+    return None
+
+
+@pytest.fixture(
+    params=[
+        "triton interpreted",
+        "cuda on the CPU",
+        pytest.param("triton", marks=pytest.mark.gpu),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    """The Triton and the CUDA kernels: on the GPU if there is one, else as the CPU can run them."""
+    if request.param == "cuda on the CPU":
+        from fastrl.ops import _cuda, _native
+
+        library = request.getfixturevalue("cuda_on_cpu")
+        monkeypatch.setattr(_native, "load", lambda kind: library)
+        monkeypatch.setattr(_cuda, "_stream", lambda tensor: 0)
+        return Kernels("cuda", "cpu")
+    backend = request.param.split()[0]
+    interpreted = request.param == "triton interpreted"
+    reason = _triton_missing(interpreted) if backend == "triton" else None
+    if reason is None and not interpreted:
+        reason = backend_missing(backend) if torch.cuda.is_available() else "there is no GPU"
+    if reason is not None:
+        pytest.skip(reason)
+    return Kernels(backend, "cpu" if interpreted else "cuda")
