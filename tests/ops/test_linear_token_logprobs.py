@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from dataclasses import replace
@@ -19,6 +20,8 @@ from fastrl.ops.linear_token_logprobs import _Linear, choose_engine
 sys.path.insert(0, str(Path(__file__).parent))
 from linear_cases import FORMS, STATS, Form, make, off, oracle, peak_bytes
 
+# `ops.linear_token_logprobs` is the function; this is its file.
+linear_module = importlib.import_module("fastrl.ops.linear_token_logprobs")
 ENGINES = ["keep", "recompute", "frozen"]
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -289,6 +292,18 @@ def test_only_what_is_asked_for_gets_a_gradient(backend):
         right = dict(zip(("hidden", "weight", "bias"), gradients, strict=True))[wanted]
         assert off(tensors[wanted].grad, right) < 3e-6
         assert all(t.grad is None for name, t in tensors.items() if name != wanted)
+
+
+def test_a_frozen_head_makes_no_product_in_the_backward(cut, monkeypatch):
+    case = make()
+
+    def refuse(*_):
+        raise AssertionError("the backward swept the head again")
+
+    monkeypatch.setattr(linear_module, "gradients", refuse)
+    found = engine_gradients(case, Form(), "frozen", cut, case.g, None)
+    _, wanted = oracle(case, Form(), case.g, None)
+    assert off(found[3][0], wanted[0]) < 3e-6
 
 
 def test_inputs_and_gradients_of_any_layout(backend, close):

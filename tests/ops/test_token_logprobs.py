@@ -356,6 +356,22 @@ def test_a_second_derivative_is_refused(backend):
         first.square().sum().backward()
 
 
+def test_an_unused_result_is_not_differentiated(monkeypatch):
+    given = []
+    namespace = TOKEN_LOGPROBS.pick(torch.empty(0))
+    backward = namespace.backward
+
+    def spy(logits, targets, lse, entropy, grad_logp, grad_entropy, temperature, out=None):
+        given.append((grad_logp is None, grad_entropy is None))
+        return backward(logits, targets, lse, entropy, grad_logp, grad_entropy, temperature, out)
+
+    monkeypatch.setattr(namespace, "backward", staticmethod(spy))
+    logits, targets, g, h = case(3, 8)
+    gradient(logits, targets, g, None)
+    gradient(logits, targets, None, h)
+    assert given == [(False, True), (True, False)]
+
+
 def test_nothing_is_computed_for_logits_that_need_no_gradient(backend):
     weight = torch.randn(3, requires_grad=True)
     logp, _ = ops.token_logprobs(torch.randn(3, 8), torch.zeros(3, dtype=torch.int64))
