@@ -49,14 +49,13 @@ PYBIND11_MODULE(_core_cpu, m) {
   m.def(
       "token_logprobs_backward",
       [](Address logits, int dtype, Address targets, int64_t rows, int64_t columns,
-         int64_t row_stride, int64_t first_column, double temperature, Address lse,
-         Address entropy, Address grad_logp, Address grad_entropy, Address others, Address out,
-         int64_t out_stride, int n_threads) {
-        cpu::token_logprobs_backward(at<void>(logits), dtype, at<int64_t>(targets), rows, columns,
-                                     row_stride, first_column, temperature, at<double>(lse),
-                                     at<float>(entropy), at<float>(grad_logp),
-                                     at<float>(grad_entropy), at<float>(others), at<void>(out),
-                                     out_stride, n_threads);
+         int64_t row_stride, int64_t first_column, double temperature, Address lse, Address entropy,
+         Address grad_logp, Address grad_entropy, Address others, Address out, int64_t out_stride,
+         int n_threads) {
+        cpu::token_logprobs_backward(
+            at<void>(logits), dtype, at<int64_t>(targets), rows, columns, row_stride, first_column,
+            temperature, at<double>(lse), at<float>(entropy), at<float>(grad_logp),
+            at<float>(grad_entropy), at<float>(others), at<void>(out), out_stride, n_threads);
       },
       Unlocked());
   m.def(
