@@ -96,12 +96,12 @@ def _scores(peak, mass, spread, x, temperature):
     """logp, entropy and lse in fp64, from the others' sums and the target's logit x."""
     x = tl.where(x == float("inf"), float("nan"), x)
     z = x / temperature
-    others = tl.where(mass == 0.0, float("-inf"), peak / temperature + tl.log(mass))
-    gap = others - z
+    lead = (x - peak) / temperature
+    # Differences first: logits near the end of the range would swallow the logarithm.
+    gap = tl.where(mass == 0.0, float("-inf"), tl.log(mass) - lead)
     rest = _log1p(tl.exp(-tl.abs(gap)))
     logp = tl.where(gap > 0.0, -gap - rest, -rest)
-    lse = tl.where(gap > 0.0, others, z) + rest
-    lead = (x - peak) / temperature
+    lse = tl.where(gap > 0.0, peak / temperature + tl.log(mass), z) + rest
     small = tl.exp(-tl.abs(lead))
     # Relative to the target where it is the largest, else to the largest of the others.
     beside = mass * small

@@ -72,7 +72,7 @@ def plan_by_trl(lengths: np.ndarray) -> tuple[float, list[list[int]]]:
 
     data_utils._SegmentTree, data_utils.pc = Timed, StoppedCompute(pyarrow.compute)
     try:
-        data_utils._pack_bfd(table, CAPACITY)
+        data_utils._pack_bfd(table, CAPACITY, "split")
     except Planned as stop:
         frame = stop.__traceback__
         while "bins" not in frame.tb_frame.f_locals:

@@ -140,21 +140,20 @@ __device__ inline RowResult finish_row(const Sums<double>& row, double target, d
   const double infinity = kInfinity;
   const double nan = nanf("");
   const double z_target = target == infinity ? nan : target / temperature;
-  const double log_others =
-      row.exp_sum == 0.0 ? -infinity : row.max / temperature + log(row.exp_sum);
-  const double gap = log_others - z_target;
+  const double lead = (z_target == z_target ? target - row.max : nan) / temperature;
+  // Differences first: logits near the end of the range would swallow the logarithm.
+  const double gap = row.exp_sum == 0.0 ? -infinity : log(row.exp_sum) - lead;
   RowResult result;
   if (gap > 0.0) {
     const double rest = log1p(exp(-gap));
     result.logp = -gap - rest;
-    result.lse = log_others + rest;
+    result.lse = row.max / temperature + log(row.exp_sum) + rest;
   } else {
     const double rest = log1p(exp(gap));
     result.logp = 0.0 - rest;
     result.lse = z_target + rest;
   }
   const double dist = row.exp_dist * kLn2;
-  const double lead = (target - row.max) / temperature;
   double log_mass, log_sq;
   if (lead >= 0.0) {  // relative to the target
     const double scale = exp(-lead);
