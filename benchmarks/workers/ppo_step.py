@@ -56,6 +56,8 @@ def model(library: Any, vocab: int) -> torch.nn.Module:
             if parameter.dim() > 1:
                 value = 0.02 * rng.standard_normal(tuple(parameter.shape), dtype=np.float32)
                 parameter.copy_(torch.from_numpy(value))
+            elif name.endswith("bias"):
+                parameter.zero_()
     return wrapped
 
 
