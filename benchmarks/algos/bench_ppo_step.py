@@ -10,7 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from race import Worker, race
 
-SAME = 5e-3  # relative; far above rounding, far below what other rows or another batch order give
+SAME = 1e-4  # relative; the two agree to 1e-7 in the first steps, other rows differ by 1e-2
 
 
 def same_work(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
