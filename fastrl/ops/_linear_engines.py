@@ -19,8 +19,9 @@ import torch
 
 from fastrl.ops._linear_tiles import Scores
 
-_CACHED_ELEMENTS = 1 << 21  # of a tile that the CPU's caches hold between its GEMM and its fold
+_TILE_ELEMENTS = 1 << 23  # larger tiles leave the caches, smaller ones make slower products
 _LEAST_COLUMNS = 1024
+_ALIGNED = 64  # columns: tiles begin at a cache line of the weight and the logits
 _CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}  # a buffer of whole rows
 _LEAST_ROWS = 128
 
@@ -91,8 +92,9 @@ def tiling(hidden: torch.Tensor, vocab: int, backend: Any) -> Tiling:
     if backend.whole_rows:
         return whole_rows(hidden, vocab)
     n = max(len(hidden), 1)
-    columns = _CACHED_ELEMENTS // n // _LEAST_COLUMNS * _LEAST_COLUMNS
-    return Tiling(n, min(max(columns, _LEAST_COLUMNS), vocab))
+    most = max(_TILE_ELEMENTS // n, _LEAST_COLUMNS)
+    even = -(-vocab // -(-vocab // most))
+    return Tiling(n, min(-(-even // _ALIGNED) * _ALIGNED, vocab))
 
 
 def sweep(

@@ -35,7 +35,7 @@ def default_budget():
 @pytest.fixture(params=["tiles", "whole rows"])
 def cut(request, monkeypatch):
     """The C++ tiles of a few columns each, or chunks of a few whole rows of the reference."""
-    monkeypatch.setattr(_linear_engines, "_CACHED_ELEMENTS", 64 * 13)
+    monkeypatch.setattr(_linear_engines, "_TILE_ELEMENTS", 64 * 13)
     monkeypatch.setattr(_linear_engines, "_LEAST_COLUMNS", 64)
     monkeypatch.setattr(_linear_engines, "_LEAST_ROWS", 5)
     monkeypatch.setattr(_linear_engines, "_CHUNK_BYTES", {"cpu": 1})
@@ -141,7 +141,7 @@ def test_many_pieces_sum_like_one(cut, dtype, monkeypatch):
     case = make(shape=(61, 4, 61 * 64), dtype=dtype)
     one = Form(softcap=4.0)
     pieces = engine_gradients(case, one, "recompute", cut, case.g, case.h)
-    monkeypatch.setattr(_linear_engines, "_CACHED_ELEMENTS", 1 << 30)
+    monkeypatch.setattr(_linear_engines, "_TILE_ELEMENTS", 1 << 30)
     monkeypatch.setattr(_linear_engines, "_CHUNK_BYTES", {"cpu": 1 << 30})
     whole = engine_gradients(case, one, "recompute", cut, case.g, case.h)
     allowed = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
@@ -356,12 +356,13 @@ def test_the_budget_can_be_set_and_reset():
         set_logits_budget(-1)
 
 
-def test_memory():
+def test_memory(monkeypatch):
     if ops._dispatch.backend_missing("cpp") is not None:
         pytest.skip(ops._dispatch.backend_missing("cpp"))
+    monkeypatch.setattr(_linear_engines, "_TILE_ELEMENTS", 1 << 20)
     case = make(shape=(512, 8, 16384))
     logits = 512 * 16384 * 4
-    tile = 1 << 23
+    tile = 1 << 22
     small = 1 << 21  # gradients, sums, profiler's own
 
     def run(frozen):
