@@ -26,10 +26,14 @@ def serves(query: torch.Tensor, key: torch.Tensor, dropout: float, window: int |
     """Whether the fused kernel can take these (1, H, N, Dh) tensors: 16-bit, CUDA, no dropout."""
     if query.device.type != "cuda" or torch.version.hip is not None or dropout > 0.0:
         return False
-    if window is not None and "window_size" not in _parameters():
+    if query.dtype not in _HALF or key.dtype != query.dtype:
         return False
-    dtypes_match = query.dtype == key.dtype and query.dtype in _HALF
-    return dtypes_match and query.shape[-1] <= 256 and "cu_seq_q" in _parameters()
+    width = query.shape[-1]
+    if width > 256 or width % 8 or torch.cuda.get_device_capability(query.device) < (8, 0):
+        return False
+    known = _parameters()
+    causal = "window_size" in known or (window is None and "is_causal" in known)
+    return causal and "cu_seq_q" in known
 
 
 def attend(
