@@ -12,6 +12,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Models here are tiny: a second thread costs more than it brings, most of all on a busy machine.
+# Op tests set their own number.
+torch.set_num_threads(1)
+
 # How far two computations of one thing may lie apart, by the dtype of the inputs. Outputs are fp32,
 # so 16-bit inputs are exact in both. Loosening an entry takes a commit of its own and a reason.
 TOLERANCES: dict[torch.dtype, dict[str, float]] = {

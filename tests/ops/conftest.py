@@ -19,6 +19,15 @@ from fastrl.ops._dispatch import backend_missing
 
 
 @pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """So that work is shared out where a backend shares it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """torch.empty and its like hand out NaN (or the largest integer), so unwritten output shows."""
     before = torch.are_deterministic_algorithms_enabled()
