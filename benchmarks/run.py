@@ -84,7 +84,8 @@ def main() -> int:
     text = report.document(rows, facts)
     print(text)
     if rows and not arguments.no_write:
-        stem = f"{facts['date']}-{report.slug(facts['hardware']['cpu'])}"
+        parts = [facts["date"], report.slug(facts["hardware"]["cpu"]), *arguments.words]
+        stem = "-".join(parts)  # a part of the rows does not replace the whole table
         results = HERE / "results"
         results.mkdir(exist_ok=True)
         (results / f"{stem}.md").write_text(text)
