@@ -98,7 +98,7 @@ def _scores(peak, mass, spread, x, temperature):
     z = x / temperature
     lead = (x - peak) / temperature
     # Differences first: logits near the end of the range would swallow the logarithm.
-    gap = tl.where(mass == 0.0, float("-inf"), tl.log(mass) - lead)
+    gap = tl.where(mass == 0.0, float("-inf") - z, tl.log(mass) - lead)
     rest = _log1p(tl.exp(-tl.abs(gap)))
     logp = tl.where(gap > 0.0, -gap - rest, -rest)
     lse = tl.where(gap > 0.0, peak / temperature + tl.log(mass), z) + rest

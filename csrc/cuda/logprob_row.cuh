@@ -142,7 +142,7 @@ __device__ inline RowResult finish_row(const Sums<double>& row, double target, d
   const double z_target = target == infinity ? nan : target / temperature;
   const double lead = (z_target == z_target ? target - row.max : nan) / temperature;
   // Differences first: logits near the end of the range would swallow the logarithm.
-  const double gap = row.exp_sum == 0.0 ? -infinity : log(row.exp_sum) - lead;
+  const double gap = row.exp_sum == 0.0 ? -infinity - z_target : log(row.exp_sum) - lead;
   RowResult result;
   if (gap > 0.0) {
     const double rest = log1p(exp(-gap));

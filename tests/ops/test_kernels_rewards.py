@@ -25,14 +25,21 @@ def random(kernels, *shape):
     return a.to(kernels.device), b.to(kernels.device), mask.to(kernels.device)
 
 
-# One column, one vector, ragged, one tile and the next, several tiles and a rest.
 @pytest.mark.parametrize(
-    "shape", [(1, 1), (5, 3), (3, 4), (2, 130), (2, 1023), (2, 1024), (3, 1025), (1, 4100)]
+    "shape, gamma, lam",
+    [  # one column, one vector, ragged, one tile and the next, several tiles and a rest
+        ((1, 1), 1.0, 0.95),
+        ((5, 3), 0.9, 0.0),
+        ((3, 4), 0.99, 1.0),
+        ((2, 130), 1.5, 1.0),
+        ((2, 1023), 1.0, 0.95),
+        ((2, 1024), 1.0, 0.95),
+        ((2, 1025), 1.0, 0.95),
+        ((1, 4100), 1.0, 1.0),
+        ((1, 4100), 0.999, 0.9),
+    ],
 )
-@pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.0), (0.99, 1.0), (1.5, 1.0)])
 def test_gae(kernels, shape, gamma, lam):
-    if gamma > 1.0 and shape[1] > 130:
-        return  # advantages themselves overflow
     rewards, values, mask = random(kernels, *shape)
     actual = kernels("gae").forward(rewards, values, mask, gamma, lam)
     exact = [t.double() for t in (rewards, values)]

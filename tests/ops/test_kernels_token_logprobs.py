@@ -23,8 +23,8 @@ def in_double(logits, targets, temperature=1.0):
 
 def gradient_in_double(logits, targets, grad_logp, grad_entropy, temperature=1.0):
     """By the formulas: d logp = [y] - p, d H = -p (log p + H)."""
-    logp, entropy, lse = in_double(logits, targets, temperature)
-    logps = logits.double() / temperature - lse[:, None]
+    logp, entropy, _ = in_double(logits, targets, temperature)
+    logps = torch.log_softmax(logits.double() / temperature, dim=1)
     p = logps.exp()
     rest = torch.zeros_like(p).scatter(1, targets[:, None], 1.0) - p
     others = p.scatter(1, targets[:, None], 0.0).sum(1)
@@ -136,7 +136,8 @@ def test_extreme_rows(kernels):
     torch.testing.assert_close(gradient[4, 8].item(), -math.exp(-50.0), rtol=1e-5, atol=0)
     spread = op.backward(logits, targets, lse, entropy, None, ones, 1.0)
     expected = gradient_in_double(logits, targets, None, ones)
-    assert_gradient(spread, expected, torch.float32)
+    # 0 for equal logits: what is left is the rounding of p (log p + H) at log p near 4.
+    torch.testing.assert_close(spread.double(), expected, rtol=5e-6, atol=2e-8)
 
 
 def test_impossible_targets_and_nan_are_nan_and_stay_in_their_row(kernels):
