@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def run_two_ranks(task, folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", "0", str(WORKER), task, str(folder)]
+    command += ["--standalone", str(WORKER), task, str(folder)]
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
