@@ -82,7 +82,10 @@ def step_statistics(
     }
     for key, value in train_stats.items():
         stats[f"ppo/{key}"] = value.mean(0)
-    stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / stats["ppo/returns/var"]
+    error, var = stats["ppo/val/error"], stats["ppo/returns/var"]
+    if accelerator is not None:  # these are shares of a mean; their ratio is not
+        error, var = accelerator.reduce(torch.stack([error, var]), "mean")
+    stats["ppo/val/var_explained"] = 1 - error / var
     return stats
 
 
