@@ -134,6 +134,10 @@ def test_rounding_of_gradients_is_to_nearest_even(instruction_set, dtype):
         -9, 5, (4000,), generator=generator
     )
     g[:3] = torch.tensor([INF, -INF, float("nan")])
+    # Half way between two neighbours: the dropped bits are 1 and then zeros.
+    dropped = 16 if dtype == torch.bfloat16 else 13
+    bits = g[1000:2000].view(torch.int32) >> dropped << dropped
+    g[1000:2000] = (bits | 1 << (dropped - 1)).view(torch.float32)
     logits = torch.zeros(4000, 2, dtype=dtype)
     with ops.use_backend("cpp"):
         actual = gradient(logits, torch.zeros(4000, dtype=torch.int64), g, None)
