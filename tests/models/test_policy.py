@@ -297,6 +297,7 @@ def test_autocast_reaches_the_head(called: bool, tiny: Any, rows: Tokens, monkey
     accelerate = pytest.importorskip("accelerate")
     model = tiny("llama", torch.float32)
     full = logprobs(model, rows).logp
+    accelerate.state.AcceleratorState._reset_state(True)  # an earlier test's precision would stay
     prepared = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
     seen = []
     if called:
