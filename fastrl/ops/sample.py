@@ -121,6 +121,8 @@ def _weights(d: torch.Tensor) -> torch.Tensor:
 def _threshold(d: torch.Tensor, top_k: int, top_p: float, log_min_p: float) -> torch.Tensor:
     """(B, 1) fp32: tokens with d at or above it are kept."""
     vocab = d.shape[1]
+    if top_k in (0, vocab) and top_p == 1.0:
+        return d.new_full((len(d), 1), log_min_p)  # nothing to sort for
     ordered = d.sort(dim=1, descending=True).values
     last = min(top_k or vocab, vocab) - 1
     within = ordered >= ordered[:, last : last + 1]
@@ -225,7 +227,13 @@ class _Cpp:
         return tokens, logp, logp_full
 
 
-SAMPLE = Op("sample", reference=_Reference, cpp=_Cpp, cuda="fastrl.ops._cuda:Sample")
+SAMPLE = Op(
+    "sample",
+    reference=_Reference,
+    cpp=_Cpp,
+    cuda="fastrl.ops._cuda:Sample",
+    triton="fastrl.kernels.sample",
+)
 
 torch.library.define(
     "fastrl::sample",

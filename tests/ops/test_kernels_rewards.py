@@ -79,6 +79,16 @@ def test_whiten(kernels, n, shift_mean):
     assert torch.equal(actual, again)
 
 
+def test_whiten_with_several_blocks_a_program(kernels, monkeypatch):
+    if kernels.backend == "triton":
+        monkeypatch.setattr(kernels("whiten"), "SHARES", 2)
+    x, _, mask = random(kernels, 150_001 if kernels.backend == "cuda" else 20_001)
+    x = torch.where(x.isnan(), 7.0, x + torch.arange(len(x), device=x.device) * 1e-3)
+    actual = kernels("whiten").forward(x, mask, True)
+    expected = reference(WHITEN).forward(x.double(), mask, True)
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-5, atol=2e-6)
+
+
 def test_whiten_at_an_odd_address(kernels):
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(kernels.device)
     mask = torch.ones(1000, dtype=torch.bool, device=kernels.device)

@@ -18,7 +18,7 @@ import json, re, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from fastrl.kernels import gae, shaped_rewards, token_logprobs, whiten
+from fastrl.kernels import gae, sample, shaped_rewards, token_logprobs, whiten
 
 FLOATS, INTS, IDS = "*fp32", "i32", "*i64"
 common = {"targets": IDS, "vocab": INTS, "row_stride": INTS, "temperature": "fp32"}
@@ -48,6 +48,16 @@ def kernels():
         sizes = {"SHIFT_MEAN": True, "SHARES": whiten.SHARES, "BLOCK": whiten.BLOCK}
         yield whiten._apply, flat, sizes, 8
 
+    draw = {name: IDS for name in ("seeds", "steps", "tokens", "top_p_bits")}
+    draw |= {"top_p_bits": "i64", "rate": "fp32", "min_d": "fp32", "top_k": INTS, "blocks": INTS}
+    draw |= {"logp_out": FLOATS, "logp_full_out": FLOATS, "out": FLOATS, "vocab": INTS}
+    yield sample._noise_rows, draw, {"BLOCK": 256}, 4
+    for kind in ("*bf16", FLOATS):
+        for k, p, greedy in ((1, 1, 0), (0, 0, 0), (0, 0, 1)):
+            flags = {"TOP_K": bool(k), "TOP_P": bool(p), "GREEDY": bool(greedy)}
+            flags |= {"BLOCK": sample.BLOCK}
+            yield sample._sample_rows, {**draw, "logits": kind}, flags, 8
+
 found = {}
 for function, types, constants, warps in kernels():
     names = function.arg_names
@@ -57,7 +67,10 @@ for function, types, constants, warps in kernels():
     places = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(function, signature, constexprs=places, attrs=aligned)
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    ptx = triton.compile(source, target=target, options={"num_warps": warps}).asm["ptx"]
+    exact = function in (sample._sample_rows, sample._noise_rows)
+    options = {"num_warps": warps, "enable_fp_fusion": not exact}
+    ptx = triton.compile(source, target=target, options=options).asm["ptx"]
+    assert not (exact and re.search(r"fma\.rn\S*f32|mul\.f32", ptx))
     key = f"{function.__name__} {types.get('logits', '')}".strip()
     found.setdefault(key, []).append(re.findall(r"(?:ld|st)\.global\S*", ptx))
 print(json.dumps(found))
@@ -80,7 +93,7 @@ def test_compiles_for(arch, tmp_path):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout)
-    assert len(found) == 12
+    assert len(found) == 15
     # Rows of any stride are read, and gradients written, 16 bytes at a time.
     for kind in ("*bf16", "*fp32"):
         for accesses in found[f"_forward_shares {kind}"]:
