@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -16,7 +17,8 @@ Kind = Literal["cpu", "cuda"]
 # The codes of csrc/dtype.h.
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-_BUILD_INFO = Path(__file__).resolve().parents[1] / "_build_info.json"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_BUILD_INFO = _PACKAGE / "_build_info.json"
 
 
 def build_info() -> dict[str, Any]:
@@ -30,10 +32,8 @@ def build_info() -> dict[str, Any]:
         return {}
 
 
-def _not_built(kind: Kind, error: ImportError) -> str:
-    """One sentence on why the module does not import."""
-    if not isinstance(error, ModuleNotFoundError):
-        return f"the {kind} library was built but does not load: {error}"
+def _not_built(kind: Kind) -> str:
+    """One sentence on why there is no such library."""
     recorded = build_info().get("reason", {}).get(kind)
     if recorded is not None:
         return recorded
@@ -47,10 +47,14 @@ def _imported(kind: Kind) -> ModuleType | str:
         return "no NVIDIA GPU is visible to torch"
     if kind == "cuda" and torch.version.hip is not None:
         return "this torch drives AMD GPUs"
+    # An editable install elsewhere would offer its own library for a package that has none: two
+    # versions in one process. Only one that lies in this package counts.
+    if PathFinder.find_spec(f"fastrl._core_{kind}", [str(_PACKAGE)]) is None:
+        return _not_built(kind)
     try:
         module = importlib.import_module(f"fastrl._core_{kind}")
     except ImportError as error:
-        return _not_built(kind, error)
+        return f"the {kind} library was built but does not load: {error}"
     if kind == "cuda":
         refusal = module.probe()
         if refusal:

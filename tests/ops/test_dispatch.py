@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 
 import pytest
 import torch
 
+import fastrl
 from fastrl.ops import BackendUnavailable, _dispatch, _native, forced_backend, use_backend
 
 X = torch.zeros(2)
@@ -89,14 +92,34 @@ def test_an_unknown_name_is_refused():
 def test_a_missing_library_gives_its_recorded_reason(monkeypatch, tmp_path):
     record = tmp_path / "_build_info.json"
     monkeypatch.setattr(_native, "_BUILD_INFO", record)
-    absent = ModuleNotFoundError("No module named 'fastrl._core_cpu'")
-    assert "setup.py build_ext --inplace" in _native._not_built("cpu", absent)
+    assert "setup.py build_ext --inplace" in _native._not_built("cpu")
     record.write_text(json.dumps({"reason": {"cpu": "the compiler is on holiday"}}))
-    assert _native._not_built("cpu", absent) == "the compiler is on holiday"
+    assert _native._not_built("cpu") == "the compiler is on holiday"
     record.write_text("{ half a file")
-    assert "was not built" in _native._not_built("cpu", absent)
-    broken = ImportError("undefined symbol: omp_x")
-    assert "does not load: undefined symbol" in _native._not_built("cpu", broken)
+    assert "was not built" in _native._not_built("cpu")
+
+
+@pytest.fixture
+def package_folder(monkeypatch, tmp_path):
+    """Another folder for the package, and nothing remembered of the real one."""
+    monkeypatch.setattr(_native, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(_native, "_BUILD_INFO", tmp_path / "_build_info.json")
+    _native._imported.cache_clear()
+    yield tmp_path
+    _native._imported.cache_clear()
+
+
+def test_the_library_of_another_installation_does_not_count(package_folder, monkeypatch):
+    stranger = types.ModuleType("fastrl._core_cpu")
+    monkeypatch.setitem(sys.modules, "fastrl._core_cpu", stranger)
+    assert "was not built" in _native.missing("cpu")
+
+
+def test_a_library_that_does_not_load_says_why(package_folder, monkeypatch):
+    monkeypatch.delitem(sys.modules, "fastrl._core_cpu", raising=False)
+    (package_folder / "_core_cpu.py").write_text("raise ImportError('undefined symbol: omp_x')")
+    monkeypatch.setattr(fastrl, "__path__", [str(package_folder)])
+    assert "does not load: undefined symbol" in _native.missing("cpu")
 
 
 def test_a_pointer_of_strided_memory_is_refused():
