@@ -32,10 +32,16 @@ class Spans:
     scored: Sequence[Scored]  # S
     shared: tuple[Shared, ...] = ()
 
-    def tokens(self, ids: torch.Tensor) -> Tokens:
-        """The spans with their (B, T) ids."""
+    def tokens(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> Tokens:
+        """The spans with their (B, T) ids, and targets where these differ."""
         return Tokens(
-            ids, self.starts, self.lengths, self.scored, rows=self.rows, shared=self.shared
+            ids,
+            self.starts,
+            self.lengths,
+            self.scored,
+            rows=self.rows,
+            shared=self.shared,
+            targets=targets,
         )
 
 
@@ -53,6 +59,8 @@ class Tokens:
     position_offsets: list[int] | None = None  # S: position id of the first token; None means 0
     rows: list[int] | None = None  # S: the row the span lies in; None: span i is row i, S = B
     shared: tuple[Shared, ...] = ()  # no span in two of them
+    # (B, T) int64: the tokens to be scored where they are not those of `ids` (labels); None: ids
+    targets: torch.Tensor | None = None
 
     @property
     def attention_mask(self) -> torch.Tensor:
