@@ -1,0 +1,1 @@
+"""Rows to tokens: dataset formats, chat templates, masks, packing, collation."""
