@@ -26,7 +26,13 @@ PREFIX = "fastrl_"
 SERVED = ("sdpa", "eager")
 
 # Keywords handed to every attention function that change nothing in a packed pass.
-_NEUTRAL = {"position_ids", "cache_position", "output_hidden_states", "return_dict"}
+_NEUTRAL = {
+    "position_ids",
+    "cache_position",
+    "output_hidden_states",
+    "return_dict",
+    "output_router_logits",
+}
 
 
 class PackingRefused(RuntimeError):

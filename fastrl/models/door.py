@@ -11,18 +11,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fastrl.models import router
 from fastrl.models.layout import Batch
+from fastrl.ops._linear_tiles import STATISTICS, statistics_of
 from fastrl.ops.linear_token_logprobs import linear_token_logprobs
 from fastrl.ops.token_logprobs import token_logprobs
 
 _ORIGINAL = "_fastrl_original_forward"
 _MARK = "_fastrl_door"
+_STAT_ROWS = 256  # rows of logits whose statistics are made at once
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,51 @@ class Head:
         return Head(float(scale), getattr(config, "final_logit_softcapping", None))
 
 
+class Answer(NamedTuple):
+    """What a request is answered with, batches end to end; DDP finds the tensors in it."""
+
+    logp: torch.Tensor  # (K,) fp32
+    entropy: torch.Tensor  # (K,) fp32
+    stats: dict[str, torch.Tensor]  # (K,) fp32 each, those asked for
+    hidden: torch.Tensor | None = None  # (K, D) the last hidden states at the scored places
+    values: torch.Tensor | None = None  # (K,) fp32, of a value head
+    aux_loss: torch.Tensor | None = None  # scalar
+
+
 @dataclass(frozen=True)
 class Request:
-    """Score these batches. The answer is (logp, entropy, hidden or None), batches end to end.
-
-    logp, entropy: (S,) fp32; hidden: (S, D), the last hidden states at the scored places.
-    """
+    """Score these batches."""
 
     batches: tuple[Batch, ...]
     temperature: float
     head: Head | None  # None: take the logits from the model's own forward
     want_hidden: bool = False
+    stats: tuple[str, ...] = ()  # names `linear_token_logprobs` knows
+    aux_loss: bool = False  # the model has a router and its loss is wanted
 
     def with_hidden(self) -> Request:
         """The same, with the hidden states in the answer."""
         return replace(self, want_hidden=True)
 
+    def answer(self, model: PreTrainedModel) -> Answer:
+        """Run the model; called by its forward."""
+        step = _from_logits if self.head is None else _from_hidden
+        parts, gates = zip(*(step(model, batch, self) for batch in self.batches), strict=True)
+        joined = _joined(parts)
+        if self.aux_loss and self.head is not None:
+            mask = self.batches[0].inputs["attention_mask"]
+            loss = router.loss(model, list(gates), mask if mask.dim() == 2 else None)
+            joined = joined._replace(aux_loss=loss)
+        return joined if self.want_hidden else joined._replace(hidden=None)
 
-Answer = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+def _joined(parts: tuple[Answer, ...]) -> Answer:
+    if len(parts) == 1:
+        return parts[0]
+    logp, entropy, stats, hidden, *_ = zip(*parts, strict=True)
+    tables = {name: torch.cat([table[name] for table in stats]) for name in stats[0]}
+    states = None if hidden[0] is None else torch.cat(hidden)
+    return Answer(torch.cat(logp), torch.cat(entropy), tables, states)
 
 
 def head_matrix(head: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None] | None:
@@ -82,43 +112,75 @@ def head_matrix(head: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None] | N
     return head.weight, head.bias
 
 
+Scored = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+
+
+def scores_of_logits(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float, stats: tuple[str, ...]
+) -> Scored:
+    """(logp, entropy, stats) from (K, V) logits."""
+    logp, entropy = token_logprobs(logits, targets, temperature)
+    if not stats:
+        return logp, entropy, {}
+    tables = []
+    with torch.no_grad():
+        pieces = zip(logits.split(_STAT_ROWS), targets.split(_STAT_ROWS), strict=True)
+        for piece, target in pieces:
+            lse = torch.logsumexp(piece.to(logp.dtype) / temperature, dim=-1)
+            tables.append(statistics_of(piece, target, lse, temperature))
+    table = dict(zip(STATISTICS, torch.cat(tables, dim=1), strict=True))
+    return logp, entropy, {name: table[name] for name in stats}
+
+
 def _score(
-    head: nn.Module, how: Head, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logp, entropy) from (S, D) hidden states through the head, as a matrix if it is one."""
+    head: nn.Module, how: Head, hidden: torch.Tensor, targets: torch.Tensor, request: Request
+) -> Scored:
+    """(logp, entropy, stats) from (K, D) hidden states through the head, as a matrix if it is."""
     matrix = head_matrix(head)
     if matrix is None:
         logits = head(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * how.scale
         if how.softcap is not None:
             logits = how.softcap * torch.tanh(logits / how.softcap)
-        return token_logprobs(logits, targets, temperature)
+        return scores_of_logits(logits, targets, request.temperature, request.stats)
     weight, bias = matrix
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(hidden.device.type)
-    return linear_token_logprobs(
+    logp, entropy, *tables = linear_token_logprobs(
         hidden.to(dtype),
         weight.to(dtype),
         targets,
         bias=None if bias is None else bias.to(dtype),
-        temperature=temperature,
+        temperature=request.temperature,
         softcap=how.softcap,
         scale=how.scale,
+        stats=request.stats,
     )
+    return logp, entropy, tables[0] if tables else {}
 
 
-def _from_hidden(model: PreTrainedModel, how: Head, batch: Batch, temperature: float) -> Answer:
+def _from_hidden(
+    model: PreTrainedModel, batch: Batch, request: Request
+) -> tuple[Answer, router.Gates]:
     """Backbone, gather, head."""
-    output = model.base_model(**batch.inputs)
+    inputs = dict(batch.inputs)
+    if router.present(model):
+        inputs[router.KEYWORD] = request.aux_loss
+    output = model.base_model(**inputs)
+    gates = output.router_logits if request.aux_loss else ()
     states = output[0] if isinstance(output, tuple) else output.last_hidden_state
     hidden = states.reshape(-1, states.shape[-1]).index_select(0, batch.rows.to(states.device))
     head = model.get_output_embeddings()
-    return *_score(head, how, hidden, batch.targets, temperature), hidden
+    assert request.head is not None
+    return Answer(*_score(head, request.head, hidden, batch.targets, request), hidden), gates
 
 
-def _from_logits(forward: Callable[..., Any], batch: Batch, request: Request) -> Answer:
+def _from_logits(
+    model: PreTrainedModel, batch: Batch, request: Request
+) -> tuple[Answer, router.Gates]:
     """The model's own forward, its logits cut to the scored columns where the model can do that."""
+    forward = original_forward(model)
     inputs = dict(batch.inputs)
     count, columns = inputs["input_ids"].shape
     places = batch.rows
@@ -129,17 +191,21 @@ def _from_logits(forward: Callable[..., Any], batch: Batch, request: Request) ->
         kept = columns - batch.first_column
         inputs["logits_to_keep"] = kept
         places = places // columns * kept + places % columns - batch.first_column
+    if router.present(model):
+        inputs[router.KEYWORD] = request.aux_loss
     if request.want_hidden:
         inputs["output_hidden_states"] = True
     output = forward(**inputs)
     logits = output.logits.reshape(-1, output.logits.shape[-1])
     logits = logits.index_select(0, places.to(logits.device))
-    logp, entropy = token_logprobs(logits, batch.targets, request.temperature)
-    if not request.want_hidden:
-        return logp, entropy, None
-    hidden = output.hidden_states[-1]
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    return logp, entropy, hidden.index_select(0, batch.rows.to(hidden.device))
+    scored = scores_of_logits(logits, batch.targets, request.temperature, request.stats)
+    hidden = None
+    if request.want_hidden:
+        states = output.hidden_states[-1]
+        states = states.reshape(-1, states.shape[-1])
+        hidden = states.index_select(0, batch.rows.to(states.device))
+    aux_loss = output.aux_loss if request.aux_loss else None
+    return Answer(*scored, hidden, aux_loss=aux_loss), ()
 
 
 def original_forward(model: PreTrainedModel) -> Callable[..., Any]:
@@ -148,27 +214,12 @@ def original_forward(model: PreTrainedModel) -> Callable[..., Any]:
     return type(model).forward.__get__(model) if own is None else own
 
 
-def _answer(model: PreTrainedModel, request: Request) -> Answer:
-    parts = []
-    for batch in request.batches:
-        if request.head is None:
-            parts.append(_from_logits(original_forward(model), batch, request))
-        else:
-            parts.append(_from_hidden(model, request.head, batch, request.temperature))
-    if len(parts) > 1:
-        logp, entropy = (torch.cat([part[i] for part in parts]) for i in (0, 1))
-        hidden = torch.cat([part[2] for part in parts]) if request.want_hidden else None
-    else:
-        logp, entropy, hidden = parts[0]
-    return logp, entropy, hidden if request.want_hidden else None
-
-
 def _make_forward(model: PreTrainedModel) -> Callable[..., Any]:
     # Named `forward`: a pickled bound method is found again by its name.
     def forward(self: PreTrainedModel, *args: Any, **keywords: Any) -> Any:
         request = keywords.pop("fastrl_request", None)
         if request is not None:
-            return _answer(self, request)
+            return request.answer(self)
         return original_forward(self)(*args, **keywords)
 
     # `generate` and the trainers read the signature to learn what the model takes.

@@ -120,10 +120,10 @@ def _scores(
     request = door.Request(batches, 1.0, head, want_hidden=True)
     if not gradient:
         with torch.no_grad():
-            logp, entropy, hidden = model(fastrl_request=request)
+            logp, entropy, _, hidden, *_ = model(fastrl_request=request)
         return {"log-probabilities": logp, "entropies": entropy, "hidden states": hidden}
     with _embedded(model) as leaves, torch.enable_grad():
-        logp, entropy, hidden = model(fastrl_request=request)
+        logp, entropy, _, hidden, *_ = model(fastrl_request=request)
         (by,) = torch.autograd.grad(logp[: _LENGTHS[0] - 1].sum(), leaves[-1:])
     return {
         "log-probabilities": logp.detach(),

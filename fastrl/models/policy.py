@@ -7,15 +7,16 @@ trainer calls (the bare model, or DDP, PEFT and value-head wrappers around it).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fastrl.models import attention, door, handshake, layout
+from fastrl.models import attention, door, handshake, layout, router, spans
 from fastrl.models.handshake import Plan
-from fastrl.ops.token_logprobs import token_logprobs
+from fastrl.ops._linear_tiles import STATISTICS
 from fastrl.types import LogProbs, Tokens
 
 _PLAN = "_fastrl_plan"
@@ -96,13 +97,24 @@ def counts_pads(model: nn.Module) -> bool:
     return prepare_policy(model).counts_pads
 
 
-def logprobs(model: nn.Module, tokens: Tokens, temperature: float = 1.0) -> LogProbs:
-    """Score the tokens of each row from `tokens.scored[i]` on.
+def logprobs(
+    model: nn.Module,
+    tokens: Tokens,
+    temperature: float = 1.0,
+    stats: Sequence[str] = (),
+    aux_loss: bool = False,
+) -> LogProbs:
+    """Score the tokens of each span that `tokens.scored` names; no others reach the head.
 
     Args:
         model: what the trainer calls; the call goes through it, so its wrappers stay armed.
-        tokens: (B, T) rows.
+        tokens: (B, T) ids and their spans.
         temperature: logits are divided by it.
+        stats: further results, those of `fastrl.ops.linear_token_logprobs`: "top1", "mean_logit",
+            "log_sum_sq".
+        aux_loss: also the load-balancing loss of a mixture of experts, over every token of every
+            span, as transformers computes it for `output_router_logits=True`; of a model without
+            a router it is None.
 
     Returns:
         (B, T - 1) frames; differentiable where gradients are enabled. `values` is None unless the
@@ -111,30 +123,34 @@ def logprobs(model: nn.Module, tokens: Tokens, temperature: float = 1.0) -> LogP
     Raises:
         ValueError, TypeError: for spans that do not fit, and as `prepare_policy`.
     """
-    layout.check(tokens)
+    spans.check(tokens)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    _require_stats(stats)
     plan = prepare_policy(model)
-    if _find(model)[1]:
-        return _soft_prompt_logprobs(model, tokens, temperature)
-    if plan.packed:
+    instance, soft_prompt = _find(model)
+    routed = aux_loss and router.present(instance)
+    if soft_prompt:
+        return _soft_prompt_logprobs(model, tokens, temperature, tuple(stats), routed)
+    own_forward = routed and (plan.head is None or not router.from_gates(instance))
+    if plan.packed and not own_forward:
         limit = None if torch.is_grad_enabled() else PACK_TOKENS.get(tokens.ids.device.type, 8192)
-        places = layout.packed(tokens, limit)
+        places = layout.packed(tokens, limit, whole=routed)
     else:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads)
-    request = door.Request(places.batches, temperature, plan.head)
-    logp, entropy, values = model(fastrl_request=request)
-    return _frames(tokens, places.frame, logp, entropy, values)
+    head = None if own_forward else plan.head
+    request = door.Request(places.batches, temperature, head, stats=tuple(stats), aux_loss=routed)
+    return _frames(tokens, places.frame, model(fastrl_request=request))
 
 
-def _frames(
-    tokens: Tokens,
-    frame: torch.Tensor,
-    logp: torch.Tensor,
-    entropy: torch.Tensor,
-    values: torch.Tensor | None,
-) -> LogProbs:
-    """Put (S,) results at their places in (B, T - 1)."""
+def _require_stats(stats: Sequence[str]) -> None:
+    for name in stats:
+        if name not in STATISTICS:
+            raise ValueError(f"stats has {name!r}; choose among {', '.join(STATISTICS)}")
+
+
+def _frames(tokens: Tokens, frame: torch.Tensor, answer: door.Answer) -> LogProbs:
+    """Put (K,) results at their places in (B, T - 1)."""
     shape = (tokens.ids.shape[0], tokens.ids.shape[1] - 1)
 
     def spread(flat: torch.Tensor) -> torch.Tensor:
@@ -142,22 +158,31 @@ def _frames(
         return zeros.index_copy(0, frame.to(flat.device), flat).view(shape)
 
     mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool, device=frame.device)
-    mask = mask.index_fill_(0, frame, True).view(shape)
-    spread_values = None if values is None else spread(values)
-    return LogProbs(spread(logp), spread(entropy), spread_values, mask)
+    return LogProbs(
+        spread(answer.logp),
+        spread(answer.entropy),
+        None if answer.values is None else spread(answer.values),
+        mask.index_fill_(0, frame, True).view(shape),
+        {name: spread(table) for name, table in answer.stats.items()} or None,
+        answer.aux_loss,
+    )
 
 
-def _soft_prompt_logprobs(model: nn.Module, tokens: Tokens, temperature: float) -> LogProbs:
+def _soft_prompt_logprobs(
+    model: nn.Module, tokens: Tokens, temperature: float, stats: tuple[str, ...], routed: bool
+) -> LogProbs:
     """Plain call of a model that puts virtual tokens before each row, which lengthen its logits."""
     places = layout.padded(tokens, takes_positions=False)
     (batch,) = places.batches
     inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
-    output = model(**inputs)
+    output = model(**inputs, **({router.KEYWORD: True} if routed else {}))
     logits = output[0] if isinstance(output, tuple) else output.logits
     values = output[2] if isinstance(output, tuple) else None
     width = batch.inputs["input_ids"].shape[1]
     logits = logits[:, -width:].reshape(-1, logits.shape[-1]).index_select(0, batch.rows)
-    logp, entropy = token_logprobs(logits, batch.targets, temperature)
+    scored = door.scores_of_logits(logits, batch.targets, temperature, stats)
     if values is not None:
         values = values[:, -width:].reshape(-1).index_select(0, batch.rows)
-    return _frames(tokens, places.frame, logp, entropy, values)
+    aux_loss = output.aux_loss if routed else None
+    answer = door.Answer(*scored, values=values, aux_loss=aux_loss)
+    return _frames(tokens, places.frame, answer)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from fastrl.models.door import Request
+from fastrl.models.door import Answer, Request
 from fastrl.models.wrapper import PreTrainedModelWrapper
 
 
@@ -118,11 +118,12 @@ class _WithValueHead(PreTrainedModelWrapper):
     def _last_hidden(self, output: Any) -> torch.Tensor:
         return output.hidden_states[-1]
 
-    def _answer(self, request: Request) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(logp, entropy, value), each (S,), of the places a request scores."""
-        logp, entropy, hidden = self.pretrained_model(fastrl_request=request.with_hidden())
-        value = self.v_head(hidden.to(self.v_head.summary.weight.device)).squeeze(-1)
-        return logp, entropy, value.to(torch.promote_types(value.dtype, torch.float32))
+    def _answer(self, request: Request) -> Answer:
+        """The wrapped model's answer, with the values of the places it scores."""
+        answer = self.pretrained_model(fastrl_request=request.with_hidden())
+        value = self.v_head(answer.hidden.to(self.v_head.summary.weight.device)).squeeze(-1)
+        values = value.to(torch.promote_types(value.dtype, torch.float32))
+        return answer._replace(hidden=None, values=values)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` of the wrapped model."""

@@ -69,6 +69,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "window_size": 5,
         },
     ),
+    "mixtral": (
+        "MixtralConfig",
+        {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {
+            **_GROUPED,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
     "mamba": ("MambaConfig", {**_SIZES, "state_size": 4}),
 }
 

@@ -338,9 +338,9 @@ def test_bad_spans_are_refused(tiny: Any, rows: Tokens) -> None:
     bad = {
         "must be .B, T.": replace(rows, ids=rows.ids[0]),
         "3 entries for 4 rows": replace(rows, lengths=[1, 2, 3]),
-        "row 1: start 3 and length 22": replace(rows, lengths=[24, 22, 9, 20]),
-        "row 2: start 6 and length 0": replace(rows, lengths=[24, 17, 0, 20]),
-        "row 0: scored must be at least 1": replace(rows, scored=[0, 1, 1, 1]),
+        "span 1: start 3 and length 22": replace(rows, lengths=[24, 22, 9, 20]),
+        "span 2: start 6 and length 0": replace(rows, lengths=[24, 17, 0, 20]),
+        "span 0: scored must be at least 1": replace(rows, scored=[0, 1, 1, 1]),
         "position_offsets has 1 entries": replace(rows, position_offsets=[0]),
     }
     for message, tokens in bad.items():
