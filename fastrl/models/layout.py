@@ -75,6 +75,11 @@ class _Chosen:
         return spans.row[self.span] * columns + spans.start[self.span] + self.place
 
 
+def _wanted(tokens: Tokens) -> torch.Tensor:
+    """(B * T,) int64: the tokens that are scored."""
+    return (tokens.ids if tokens.targets is None else tokens.targets).reshape(-1)
+
+
 def _pack(
     tokens: Tokens, spans: Places, order: np.ndarray, fed: np.ndarray
 ) -> tuple[Batch, torch.Tensor, np.ndarray]:
@@ -103,7 +108,7 @@ def _pack(
         "use_cache": False,
     }
     lengths = np.repeat(spans.length[order], fed)[None]
-    return Batch(inputs, rows, flat[targets], 0, lengths), frame, chosen.span
+    return Batch(inputs, rows, _wanted(tokens)[targets], 0, lengths), frame, chosen.span
 
 
 def _pieces(fed: np.ndarray, max_tokens: int | None) -> Iterator[np.ndarray]:
@@ -207,5 +212,5 @@ def _grid(tokens: Tokens, spans: Places, at: np.ndarray, with_positions: bool) -
         inputs["position_ids"] = placed.view(-1, width)
     first_column = int(wanted.min()) if len(wanted) else width - 1
     lengths = spans.length[:, None]
-    batch = Batch(inputs, rows, flat[targets], first_column, lengths)
+    batch = Batch(inputs, rows, _wanted(tokens)[targets], first_column, lengths)
     return Layout((batch,), frame, chosen.span)

@@ -240,3 +240,18 @@ def test_bad_spans_are_named(tiny: Any, packed_rows: Tokens) -> None:
     for message, change in also.items():
         with pytest.raises(ValueError, match=message):
             logprobs(model, dataclasses.replace(alike, **change))
+
+
+def test_targets_may_differ_from_the_ids(packed_rows, tiny):
+    model = tiny("qwen2")
+    prepare_policy(model)
+    other = packed_rows.ids.roll(5, dims=1)
+    got = logprobs(model, dataclasses.replace(packed_rows, targets=other))
+    for (row, start, chosen), length in zip(wanted(packed_rows), packed_rows.lengths, strict=True):
+        ids = packed_rows.ids[row : row + 1, start : start + length]
+        table = model(input_ids=ids).logits[0].log_softmax(-1)
+        for token in chosen:
+            expected = table[token - 1, other[row, start + token]]
+            torch.testing.assert_close(
+                got.logp[row, start + token - 1].double(), expected.double(), rtol=1e-4, atol=1e-5
+            )
