@@ -1,0 +1,33 @@
+"""RewardTrainer and RewardConfig as they were called in TRL 0.7 to 0.11."""
+
+from __future__ import annotations
+
+from fastrl.legacy.binding import LegacyInit
+from fastrl.legacy.changes import Moved, Refused, Renamed, Table
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+
+REWARD = LegacyInit(
+    order=(
+        "model",
+        "args",
+        "data_collator",
+        "train_dataset",
+        "eval_dataset",
+        "tokenizer",
+        "model_init",
+        "compute_metrics",
+        "callbacks",
+        "optimizers",
+        "preprocess_logits_for_metrics",
+        "max_length",
+        "peft_config",
+    ),
+    changes={
+        "tokenizer": Renamed("processing_class"),
+        "max_length": Moved("max_length"),
+        "model_init": Refused("pass the model itself: model=model_init()"),
+    },
+    defaults={"max_length": None},  # rows came tokenised and were never cut or dropped
+)
+
+REWARD_FIELDS: Table = TRAINING_ARGUMENTS

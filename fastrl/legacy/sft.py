@@ -1,0 +1,65 @@
+"""SFTTrainer and SFTConfig as they were called in TRL 0.7 to 0.11 (fields: to 0.19)."""
+
+from __future__ import annotations
+
+from fastrl.legacy.binding import LegacyInit
+from fastrl.legacy.changes import Ignored, Moved, Refused, Renamed, Table
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+
+_PACKS_EXACTLY = "packing works on token counts, in one pass over the dataset"
+
+SFT = LegacyInit(
+    order=(
+        "model",
+        "args",
+        "data_collator",
+        "train_dataset",
+        "eval_dataset",
+        "tokenizer",
+        "model_init",
+        "compute_metrics",
+        "callbacks",
+        "optimizers",
+        "preprocess_logits_for_metrics",
+        "peft_config",
+        "dataset_text_field",
+        "packing",
+        "formatting_func",
+        "max_seq_length",
+        "infinite",
+        "num_of_sequences",
+        "chars_per_token",
+        "dataset_num_proc",
+        "dataset_batch_size",
+        "neftune_noise_alpha",
+        "model_init_kwargs",
+        "dataset_kwargs",
+        "eval_packing",
+    ),
+    changes={
+        "tokenizer": Renamed("processing_class"),
+        "model_init": Refused("pass the model itself: model=model_init()"),
+        "dataset_text_field": Moved("dataset_text_field"),
+        "packing": Moved("packing"),
+        "max_seq_length": Moved("max_length"),
+        "infinite": Ignored("max_steps repeats the dataset as often as it takes"),
+        "num_of_sequences": Ignored(_PACKS_EXACTLY),
+        "chars_per_token": Ignored(_PACKS_EXACTLY),
+        "dataset_num_proc": Moved("dataset_num_proc"),
+        "dataset_batch_size": Ignored("rows are prepared in batches of a fitting size"),
+        "neftune_noise_alpha": Moved("neftune_noise_alpha"),
+        "model_init_kwargs": Moved("model_init_kwargs"),
+        "dataset_kwargs": Moved("dataset_kwargs"),
+        "eval_packing": Moved("eval_packing"),
+    },
+    defaults={"packing_strategy": "wrapped"},  # rows run on from block to block, as they did
+)
+
+SFT_FIELDS: Table = {
+    **TRAINING_ARGUMENTS,
+    "chars_per_token": Ignored(_PACKS_EXACTLY),
+    "dataset_batch_size": Ignored("rows are prepared in batches of a fitting size"),
+    "max_seq_length": Renamed("max_length"),
+    "num_of_sequences": Ignored(_PACKS_EXACTLY),
+    "use_liger": Renamed("use_liger_kernel"),
+}
