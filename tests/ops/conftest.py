@@ -47,6 +47,16 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture
+def cpp() -> Iterator[None]:
+    """The C++ backend serves every call of the test, whatever FASTRL_BACKEND says."""
+    reason = backend_missing("cpp")
+    if reason is not None:
+        pytest.skip(reason)
+    with use_backend("cpp"):
+        yield
+
+
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """The CPU library limited to an instruction set (skipped where the processor lacks it)."""

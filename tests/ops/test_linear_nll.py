@@ -169,9 +169,7 @@ def test_the_graph_can_be_walked_twice_and_inputs_stay(backend):
     assert torch.equal(leaves[0].detach(), case.hidden)
 
 
-def test_a_second_derivative_is_refused():
-    if ops._dispatch.backend_missing("cpp") is not None:
-        pytest.skip("the reference has one")
+def test_a_second_derivative_is_refused(cpp):
     case = make()
     leaves = case.leaves()
     loss = nll(case, Form(), leaves, case.g)
@@ -180,9 +178,7 @@ def test_a_second_derivative_is_refused():
         sum(t.square().sum() for t in first).backward()
 
 
-def test_memory(monkeypatch):
-    if ops._dispatch.backend_missing("cpp") is not None:
-        pytest.skip(ops._dispatch.backend_missing("cpp"))
+def test_memory(cpp, monkeypatch):
     monkeypatch.setattr(_linear_engines, "_CHUNK_BYTES", {"cpu": 1 << 23})
     case = make(shape=(1024, 8, 16384))
     leaves = case.leaves()

@@ -41,8 +41,7 @@ def cut(request, monkeypatch):
     monkeypatch.setattr(_linear_engines, "_CHUNK_BYTES", {"cpu": 1})
     if request.param == "whole rows":
         return WholeRows
-    if ops._dispatch.backend_missing("cpp") is not None:
-        pytest.skip(ops._dispatch.backend_missing("cpp"))
+    request.getfixturevalue("cpp")
     return CppTiles
 
 
@@ -319,9 +318,7 @@ def test_inputs_and_gradients_of_any_layout(backend, close):
         assert off(leaf.grad, right) < 3e-6
 
 
-def test_a_second_derivative_is_refused():
-    if ops._dispatch.backend_missing("cpp") is not None:
-        pytest.skip("the reference has one")
+def test_a_second_derivative_is_refused(cpp):
     hidden, weight, _ = make().leaves()
     logp, _ = ops.linear_token_logprobs(hidden, weight, make().targets)
     first = torch.autograd.grad(logp.sum(), (hidden, weight), create_graph=True)
@@ -356,9 +353,7 @@ def test_the_budget_can_be_set_and_reset():
         set_logits_budget(-1)
 
 
-def test_memory(monkeypatch):
-    if ops._dispatch.backend_missing("cpp") is not None:
-        pytest.skip(ops._dispatch.backend_missing("cpp"))
+def test_memory(cpp, monkeypatch):
     monkeypatch.setattr(_linear_engines, "_TILE_ELEMENTS", 1 << 20)
     case = make(shape=(512, 8, 16384))
     logits = 512 * 16384 * 4
@@ -380,9 +375,7 @@ def test_memory(monkeypatch):
     assert peak_bytes(lambda: run(False)) <= tile + 2 * small
 
 
-def test_frozen_head_memory(monkeypatch):
-    if ops._dispatch.backend_missing("cpp") is not None:
-        pytest.skip(ops._dispatch.backend_missing("cpp"))
+def test_frozen_head_memory(cpp, monkeypatch):
     monkeypatch.setattr(_linear_engines, "_CHUNK_BYTES", {"cpu": 1 << 23})
     case = make(shape=(1024, 8, 16384))
     set_logits_budget(0)

@@ -64,6 +64,8 @@ BASE: dict[str, Any] = {
     "seed": 7,
 }
 
+# Rows are such that no policykl is far below 1e-3: a mean of differences that cancel to less is
+# rounding of fp32 log-probabilities, on TRL's side as on ours.
 CASES: list[Case] = [
     # A bias of GPT-2's keys has a gradient of exactly zero, so with Adam's default eps its step is
     # rounding noise on both sides (TRL in fp64 is off from TRL by a fifth). This case is compared
@@ -71,9 +73,9 @@ CASES: list[Case] = [
     Case("default_gpt2"),
     Case("llama", model="llama", row_seed=1),
     Case("llama_left_padding", model="llama", padding_side="left", row_seed=1),
-    Case("left_padding", padding_side="left", adam_eps=1e-4, row_seed=2),
+    Case("left_padding", padding_side="left", adam_eps=1e-4, row_seed=7),
     Case("kl_abs", {"kl_penalty": "abs"}, separate_ref=True, adam_eps=1e-4, row_seed=3),
-    Case("kl_mse", {"kl_penalty": "mse"}, separate_ref=True, adam_eps=1e-4, row_seed=2),
+    Case("kl_mse", {"kl_penalty": "mse"}, separate_ref=True, adam_eps=1e-4, row_seed=6),
     Case("kl_full", {"kl_penalty": "full"}, separate_ref=True, adam_eps=1e-4, row_seed=3),
     Case(
         "kl_full_left",
@@ -131,7 +133,7 @@ CASES: list[Case] = [
         sgd=True,
         separate_ref=True,
         steps=4,
-        row_seed=3,
+        row_seed=6,
     ),
     Case(
         "four_epochs",
@@ -143,7 +145,7 @@ CASES: list[Case] = [
         "tight_clips", {"cliprange": 0.01, "cliprange_value": 0.01, "ppo_epochs": 3}, model="llama"
     ),
     Case("lora", {"learning_rate": 1e-2}, lora=True, adam_eps=1e-4, row_seed=2),
-    Case("t5", model="t5", separate_ref=True, row_seed=3),
+    Case("t5", model="t5", separate_ref=True, row_seed=5),
 ]
 
 # TRL 0.7.11 on accelerate 0.27.2 cannot wrap a frozen reference on two CPU ranks: one is passed.
