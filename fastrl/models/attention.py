@@ -43,48 +43,58 @@ class PackingRefused(RuntimeError):
 class Segments:
     """Which stretch of the packed row attends to which.
 
-    `q[i]` and `k[i]` are half-open ranges over the N packed tokens. Queries are aligned with the
-    end of their keys: the last query of a segment sees its last key. Ranges in `q` follow one
-    another from 0 to N.
+    Segment i is the next `lengths[i]` tokens. It sees itself causally; and before that all of
+    segment `after[i]`, if that is not -1, which several segments may continue.
     """
 
-    q: tuple[tuple[int, int], ...]
-    k: tuple[tuple[int, int], ...]
+    lengths: tuple[int, ...]
+    after: tuple[int, ...]
     windows: list[int | None] | None = None  # if a list: each layer appends its sliding window
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        if self.q != self.k:
-            raise PackingRefused("segments whose keys differ from their queries are not served")
-
     @staticmethod
-    def of_lengths(lengths: list[int], windows: list[int | None] | None = None) -> Segments:
+    def of_lengths(lengths: list[int]) -> Segments:
         """Rows of these lengths end to end, each attending to itself."""
-        ranges = []
-        start = 0
-        for length in lengths:
-            ranges.append((start, start + length))
-            start += length
-        return Segments(tuple(ranges), tuple(ranges), windows)
+        return Segments(tuple(lengths), (-1,) * len(lengths))
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens in each segment."""
-        return [end - start for start, end in self.q]
+    def key_lengths(self) -> list[int]:
+        """How many keys each segment sees."""
+        before = (0 if other < 0 else self.lengths[other] for other in self.after)
+        return [length + more for length, more in zip(self.lengths, before, strict=True)]
 
-    def bounds(self, device: torch.device) -> torch.Tensor:
-        """(segments + 1,) int32 starts of the segments and N, copied to the device once."""
+    @property
+    def shared(self) -> bool:
+        """Whether some segment continues another."""
+        return max(self.after, default=-1) >= 0
+
+    def keys(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """What each segment sees of a (1, H, N, Dh) tensor of keys or values.
+
+        `split`, not slices: its backward is one concatenation instead of a full-size sum per
+        segment, and gradients of a shared stretch are summed in the order of the segments.
+        """
+        own = tensor.split(self.lengths, dim=2)
+        pairs = zip(own, self.after, strict=True)
+        return [one if i < 0 else torch.cat([own[i], one], dim=2) for one, i in pairs]
+
+    def bounds(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(segments + 1,) int32 starts of the queries and N; the same of the keys."""
         if device not in self._cache:
-            bounds = [0, *(end for _, end in self.q)]
-            self._cache[device] = torch.tensor(bounds, dtype=torch.int32, device=device)
+            lengths = torch.tensor([self.lengths, self.key_lengths], dtype=torch.int32)
+            bounds = torch.nn.functional.pad(lengths.cumsum(1, dtype=torch.int32), (1, 0))
+            self._cache[device] = bounds.to(device).unbind()
         return self._cache[device]
 
-    def band(self, length: int, window: int, device: torch.device) -> torch.Tensor:
-        """(length, length) bool: query t sees the keys t - window < s <= t."""
-        key = (length, window, device)
+    def band(
+        self, queries: int, keys: int, window: int | None, device: torch.device
+    ) -> torch.Tensor:
+        """(queries, keys) bool: the last query is at the last key; t sees t - window < s <= t."""
+        key = (queries, keys, window, device)
         if key not in self._cache:
-            causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-            self._cache[key] = causal.triu(1 - window)
+            ones = torch.ones(queries, keys, dtype=torch.bool, device=device)
+            seen = ones.tril(keys - queries)
+            self._cache[key] = seen if window is None else seen.triu(keys - queries + 1 - window)
         return self._cache[key]
 
 
@@ -97,7 +107,7 @@ def attend_segments(
     dropout: float = 0.0,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Causal attention of each segment to itself.
+    """Causal attention of each segment to what it sees.
 
     Args:
         query: (1, H, N, Dh).
@@ -108,19 +118,16 @@ def attend_segments(
     Returns:
         (1, N, H, Dh), the layout transformers' attention functions return.
     """
-    if varlen.serves(query, key, dropout, window):
-        bounds = segments.bounds(query.device)
-        return varlen.attend(query, key, value, bounds, max(segments.lengths), scaling, window)
-    lengths = segments.lengths
+    if varlen.serves(query, key, dropout, window, segments.shared):
+        return _fused(query, key, value, segments, scaling, window)
     grouped = query.shape[1] != key.shape[1]
     parts = []
-    # `split`, not slices: its backward is one concatenation instead of a full-size sum per segment.
-    splits = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    splits = (query.split(segments.lengths, dim=2), segments.keys(key), segments.keys(value))
     for q, k, v in zip(*splits, strict=True):
-        length = q.shape[2]
+        queries, keys = q.shape[2], k.shape[2]
         band = None
-        if window is not None and window < length:
-            band = segments.band(length, window, q.device)
+        if queries != keys or (window is not None and window < keys):
+            band = segments.band(queries, keys, window, q.device)
         part = scaled_dot_product_attention(
             q,
             k,
@@ -133,6 +140,21 @@ def attend_segments(
         )
         parts.append(part.transpose(1, 2))
     return torch.cat(parts, dim=1)
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    longest = (max(segments.lengths), max(segments.key_lengths))
+    if segments.shared:
+        key, value = (torch.cat(segments.keys(tensor), dim=2) for tensor in (key, value))
+    bounds = segments.bounds(query.device)
+    return varlen.attend(query, key, value, bounds, longest, scaling, window)
 
 
 def _refusal(module: torch.nn.Module, query: torch.Tensor, keywords: dict[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fastrl.models import router
+from fastrl.models import noise, router
 from fastrl.models.layout import Batch
 from fastrl.ops._linear_tiles import STATISTICS, statistics_of
 from fastrl.ops.linear_token_logprobs import linear_token_logprobs
@@ -167,7 +167,8 @@ def _from_hidden(
     inputs = dict(batch.inputs)
     if router.present(model):
         inputs[router.KEYWORD] = request.aux_loss
-    output = model.base_model(**inputs)
+    with noise.by_span(model, batch.lengths):
+        output = model.base_model(**inputs)
     gates = output.router_logits if request.aux_loss else ()
     states = output[0] if isinstance(output, tuple) else output.last_hidden_state
     hidden = states.reshape(-1, states.shape[-1]).index_select(0, batch.rows.to(states.device))
@@ -195,7 +196,8 @@ def _from_logits(
         inputs[router.KEYWORD] = request.aux_loss
     if request.want_hidden:
         inputs["output_hidden_states"] = True
-    output = forward(**inputs)
+    with noise.by_span(model, batch.lengths):
+        output = forward(**inputs)
     logits = output.logits.reshape(-1, output.logits.shape[-1])
     logits = logits.index_select(0, places.to(logits.device))
     scored = scores_of_logits(logits, batch.targets, request.temperature, request.stats)

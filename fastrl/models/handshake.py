@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from fastrl.models import activations, attention, door, layout
 from fastrl.models.attention import PackingRefused
 from fastrl.models.layout import Batch
-from fastrl.types import Tokens
+from fastrl.types import Shared, Tokens
 
 # Largest deviation, relative to the largest entry, by dtype of the parameters. (fp64 models still
 # take rotary tables and softmax in fp32.)
@@ -28,6 +29,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torc
 # transformers sets it where it has hooked the layers, which it does when asked for hidden states.
 _CAPTURING = "_output_capturing_hooks_installed"
 _LENGTHS = (6, 4, 9)
+_COMMON = 3  # tokens the rows begin with alike; the gradient is of row 0's scores after them
 _PLAIN_LAYERS = ("full_attention", "sliding_attention")
 
 
@@ -42,6 +44,12 @@ class Plan:
     counts_pads: bool  # left to itself, counts padding before a row as positions
     proven_on: tuple[str, torch.dtype]  # device type and dtype the rows were tried on
     head_reason: str | None = None  # why the head is not used by itself
+    shares_prefix: bool = False  # what spans begin with alike is fed once
+    prefix_reason: str | None = None  # why not, though packed
+
+
+# Row 0's scores after the common tokens, among its scores from the second token on.
+_AFTER = slice(_COMMON - 1, _LENGTHS[0] - 1)
 
 
 class Disagreement(RuntimeError):
@@ -56,7 +64,7 @@ def _close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) -
 
 
 def _trial(model: PreTrainedModel) -> Tokens:
-    """Three right-padded rows of different ids, scored from the second token on."""
+    """Three right-padded rows that begin alike, scored from the second token on."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     width = max(_LENGTHS)
     avoid = getattr(model.config, "pad_token_id", None)
@@ -64,7 +72,9 @@ def _trial(model: PreTrainedModel) -> Tokens:
     flat = [usable[(7 + 31 * i) % len(usable)] for i in range(len(_LENGTHS) * width)]
     ids = torch.tensor(flat, device=model.get_input_embeddings().weight.device)
     count = len(_LENGTHS)
-    return Tokens(ids.view(count, width), [0] * count, list(_LENGTHS), [1] * count)
+    ids = ids.view(count, width)
+    ids[:, :_COMMON] = ids[0, :_COMMON].clone()
+    return Tokens(ids, [0] * count, list(_LENGTHS), [1] * count)
 
 
 def _row(tokens: Tokens, row: int) -> Tokens:
@@ -114,17 +124,17 @@ def _scores(
     model: PreTrainedModel,
     batches: tuple[Batch, ...],
     head: door.Head | None,
-    gradient: bool = False,
+    gradient: slice | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Scores of all places; on request the gradient of row 0's summed logp by the embeddings."""
+    """Scores of all places; on request the gradient of some summed logp by the embeddings."""
     request = door.Request(batches, 1.0, head, want_hidden=True)
-    if not gradient:
+    if gradient is None:
         with torch.no_grad():
             logp, entropy, _, hidden, *_ = model(fastrl_request=request)
         return {"log-probabilities": logp, "entropies": entropy, "hidden states": hidden}
     with _embedded(model) as leaves, torch.enable_grad():
         logp, entropy, _, hidden, *_ = model(fastrl_request=request)
-        (by,) = torch.autograd.grad(logp[: _LENGTHS[0] - 1].sum(), leaves[-1:])
+        (by,) = torch.autograd.grad(logp[gradient].sum(), leaves[-1:])
     return {
         "log-probabilities": logp.detach(),
         "entropies": entropy.detach(),
@@ -136,8 +146,8 @@ def _scores(
 def _alone(model: PreTrainedModel, tokens: Tokens) -> dict[str, torch.Tensor]:
     """Each row by itself through the model's own forward, joined; the gradient is that of row 0."""
     rows = [
-        _scores(model, layout.padded(_row(tokens, row), False).batches, None, gradient=row == 0)
-        for row in range(len(tokens.lengths))
+        _scores(model, layout.padded(_row(tokens, row), False).batches, None, by)
+        for row, by in enumerate((_AFTER, None, None))
     ]
     names = [name for name in rows[0] if name != "gradients"]
     joined = {name: torch.cat([row[name] for row in rows]) for name in names}
@@ -193,15 +203,40 @@ def _prove_packed(
     segments = batch.inputs["fastrl_segments"]
     windows: list[int | None] = []
     inputs = {**batch.inputs, "fastrl_segments": replace(segments, windows=windows)}
-    got = _scores(model, (replace(batch, inputs=inputs),), head, gradient=True)
+    got = _scores(model, (replace(batch, inputs=inputs),), head, _AFTER)
     if not windows:
         raise PackingRefused("its layers do not call the registered attention function")
     if sum(window is not None for window in windows) != sliding:
         raise PackingRefused("its sliding window does not reach the attention function")
-    end = segments.q[0][1]
+    _agree_within(segments.lengths[0], got, alone, tolerance)
+
+
+def _agree_within(
+    end: int, got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float
+) -> None:
+    """As `_agree`, row 0 being all that its gradient may reach: the first `end` tokens fed."""
     if got["gradients"][end:].abs().max() != 0:
         raise Disagreement("a gradient crosses from one packed row into another")
-    _agree({**got, "gradients": got["gradients"][:end]}, alone, tolerance)
+    _agree({**got, "gradients": got["gradients"][:end]}, want, tolerance)
+
+
+def _prove_shared(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    head: door.Head | None,
+    alone: dict[str, torch.Tensor],
+    tolerance: float,
+) -> None:
+    """Raise unless rows whose common tokens are fed once give what they give alone."""
+    group = Shared(tuple(range(len(_LENGTHS))), _COMMON)
+    shared = replace(tokens, scored=[_COMMON] * len(_LENGTHS), shared=(group,))
+    places = layout.packed(shared, share=True)
+    got = _scores(model, places.batches, head, slice(0, _LENGTHS[0] - _COMMON))
+    kept = np.concatenate([np.arange(length - 1) >= _COMMON - 1 for length in _LENGTHS])
+    scored = torch.from_numpy(np.flatnonzero(kept)).to(tokens.ids.device)
+    want = {name: found[scored] for name, found in alone.items() if name != "gradients"}
+    want["gradients"] = alone["gradients"]
+    _agree_within(_LENGTHS[0] - 1, got, want, tolerance)
 
 
 def _counts_pads(
@@ -254,7 +289,7 @@ def examine(model: PreTrainedModel) -> Plan:
     tolerance = TOLERANCE.get(key(model)[1], 5e-2)
     tokens = _trial(model)
     head: door.Head | None = door.Head.of_config(model.config)
-    reason = head_reason = None
+    reason = head_reason = prefix_reason = None
     with _undisturbed(model):
         try:
             alone = _alone(model, tokens)
@@ -274,4 +309,19 @@ def examine(model: PreTrainedModel) -> Plan:
         except Exception as error:
             attention.disable(model.config)
             reason = _told(error)
-    return Plan(reason is None, head, reason, takes_positions, counts_pads, key(model), head_reason)
+        try:
+            if reason is None:
+                _prove_shared(model, tokens, head, alone, tolerance)
+        except Exception as error:
+            prefix_reason = _told(error)
+    return Plan(
+        packed=reason is None,
+        head=head,
+        reason=reason,
+        takes_positions=takes_positions,
+        counts_pads=counts_pads,
+        proven_on=key(model),
+        head_reason=head_reason,
+        shares_prefix=reason is None and prefix_reason is None,
+        prefix_reason=prefix_reason,
+    )

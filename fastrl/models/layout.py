@@ -7,7 +7,6 @@ in column `starts[i] + j - 1` of the (B, T - 1) result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from fastrl.models.attention import Segments
 from fastrl.models.spans import Places, places, runs
+from fastrl.models.stretches import Stretches, stretches
 from fastrl.types import Tokens
 
 
@@ -80,20 +80,18 @@ def _wanted(tokens: Tokens) -> torch.Tensor:
     return (tokens.ids if tokens.targets is None else tokens.targets).reshape(-1)
 
 
-def _pack(
-    tokens: Tokens, spans: Places, order: np.ndarray, fed: np.ndarray
-) -> tuple[Batch, torch.Tensor, np.ndarray]:
+def _pack(tokens: Tokens, spans: Places, laid: Stretches) -> tuple[Batch, torch.Tensor, np.ndarray]:
     columns = tokens.ids.shape[1]
-    fed = fed[order]
-    first = spans.row[order] * columns + spans.start[order]
-    base = np.zeros_like(spans.row)
-    base[order] = np.cumsum(fed) - fed
-    chosen = _Chosen.of(spans, order)
+    tails = np.setdiff1d(np.arange(len(laid.span)), laid.after)  # no beginning shared by others
+    owners = laid.span[tails]
+    base = np.zeros_like(spans.row)  # where a span's first token is, or would be, in the row
+    base[owners] = (laid.start - laid.first)[tails]
+    chosen = _Chosen.of(spans, owners)
     device = tokens.ids.device
     source, positions, rows, targets, frame = _to_device(
         device,
-        runs(first, fed),
-        runs(spans.offset[order], fed),
+        runs(spans.row[laid.span] * columns + spans.start[laid.span] + laid.first, laid.count),
+        runs(spans.offset[laid.span] + laid.first, laid.count),
         base[chosen.span] + chosen.place,
         chosen.targets(tokens, spans),
         chosen.frame(tokens, spans),
@@ -104,29 +102,17 @@ def _pack(
         "position_ids": positions[None],
         # A mask that is 4-D already is passed through by every mask function; ours never reads it.
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
-        "fastrl_segments": Segments.of_lengths(fed[fed > 0].tolist()),
+        "fastrl_segments": Segments(tuple(laid.count.tolist()), tuple(laid.after.tolist())),
         "use_cache": False,
     }
-    lengths = np.repeat(spans.length[order], fed)[None]
+    lengths = np.repeat(spans.length[laid.span], laid.count)[None]
     return Batch(inputs, rows, _wanted(tokens)[targets], 0, lengths), frame, chosen.span
-
-
-def _pieces(fed: np.ndarray, max_tokens: int | None) -> Iterator[np.ndarray]:
-    """The spans in runs that hold at most `max_tokens` tokens, or one span."""
-    order = np.arange(len(fed))
-    cuts = []
-    held = 0
-    for span, count in enumerate(fed.tolist()):
-        if max_tokens is not None and held and held + count > max_tokens:
-            cuts.append(span)
-            held = 0
-        held += count
-    yield from np.split(order, cuts)
 
 
 def packed(
     tokens: Tokens,
     max_tokens: int | None = None,
+    share: bool = False,
     whole: bool = False,
     spans: Places | None = None,
 ) -> Layout:
@@ -136,15 +122,16 @@ def packed(
         tokens: the spans.
         max_tokens: start another batch before one would exceed this many tokens; None means one
             batch.
-        whole: feed every token all the same.
+        share: feed what `tokens.shared` names once.
+        whole: feed every token, even those no score depends on.
         spans: other places than those `tokens.scored` names.
     """
     spans = places(tokens) if spans is None else spans
     fed = spans.length if whole else spans.needed
     if not fed.any():
         fed[0] = 1  # the result stays connected to the parameters
-    parts = [_pack(tokens, spans, order, fed) for order in _pieces(fed, max_tokens)]
-    batches, frames, owners = zip(*parts, strict=True)
+    laid = stretches(spans, fed, tokens.shared if share else (), max_tokens)
+    batches, frames, owners = zip(*(_pack(tokens, spans, row) for row in laid), strict=True)
     return Layout(batches, torch.cat(frames), np.concatenate(owners))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fastrl.models import attention, door, handshake, layout, router, spans
+from fastrl.models import attention, door, handshake, layout, noise, router, spans
 from fastrl.models.handshake import Plan
 from fastrl.ops._linear_tiles import STATISTICS
 from fastrl.types import LogProbs, Tokens
@@ -135,7 +135,8 @@ def logprobs(
     own_forward = routed and (plan.head is None or not router.from_gates(instance))
     if plan.packed and not own_forward:
         limit = None if torch.is_grad_enabled() else PACK_TOKENS.get(tokens.ids.device.type, 8192)
-        places = layout.packed(tokens, limit, whole=routed)
+        share = plan.shares_prefix and not routed and not noise.active(instance)
+        places = layout.packed(tokens, limit, share, whole=routed)
     else:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads)
     head = None if own_forward else plan.head

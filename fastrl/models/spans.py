@@ -105,15 +105,21 @@ def check(tokens: Tokens) -> None:
 
     Raises:
         TypeError: ids that are not integer.
-        ValueError: ids not 2-D; lists of unequal length; a span that is empty, does not fit in its
-            row or lies on another; scores of a first token (nothing precedes it), of tokens the
-            span lacks, or out of order; or spans said to share what they do not.
+        ValueError: ids not 2-D; targets of another shape; lists of unequal length; a span that is
+            empty, does not fit in its row or lies on another; scores of a first token (nothing
+            precedes it), of tokens the span lacks, or out of order; or spans said to share what
+            they do not.
     """
     ids = tokens.ids
     if ids.dim() != 2:
         raise ValueError(f"tokens.ids must be (B, T), got shape {tuple(ids.shape)}")
     if ids.is_floating_point():
         raise TypeError(f"tokens.ids must be integer token ids, got {ids.dtype}")
+    if tokens.targets is not None and tokens.targets.shape != ids.shape:
+        raise ValueError(
+            f"tokens.targets must have the shape of the ids, {tuple(ids.shape)}, got "
+            f"{tuple(tokens.targets.shape)}"
+        )
     spans = ids.shape[0] if tokens.rows is None else len(tokens.rows)
     lists = {"starts": tokens.starts, "lengths": tokens.lengths, "scored": tokens.scored}
     if tokens.position_offsets is not None:

@@ -22,8 +22,17 @@ def _parameters() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def serves(query: torch.Tensor, key: torch.Tensor, dropout: float, window: int | None) -> bool:
-    """Whether the fused kernel can take these (1, H, N, Dh) tensors: 16-bit, CUDA, no dropout."""
+def serves(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    dropout: float,
+    window: int | None,
+    shared: bool = False,
+) -> bool:
+    """Whether the fused kernel can take these (1, H, N, Dh) tensors: 16-bit, CUDA, no dropout.
+
+    `shared`: some segments see more keys than they have queries.
+    """
     if query.device.type != "cuda" or torch.version.hip is not None or dropout > 0.0:
         return False
     if query.dtype not in _HALF or key.dtype != query.dtype:
@@ -33,24 +42,44 @@ def serves(query: torch.Tensor, key: torch.Tensor, dropout: float, window: int |
         return False
     known = _parameters()
     causal = "window_size" in known or (window is None and "is_causal" in known)
-    return causal and "cu_seq_q" in known
+    if not causal or "cu_seq_q" not in known:
+        return False
+    return not shared or aligned(query.device, query.dtype, window is not None)
+
+
+@functools.cache
+def aligned(device: torch.device, dtype: torch.dtype, windowed: bool) -> bool:
+    """Whether fewer queries than keys are put at the end of the keys, which torch does not state.
+
+    Asked of the kernel itself, once: with all scores equal, an output is the mean of the values
+    that its query sees.
+    """
+    value = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=dtype, device=device)
+    value = value.view(1, 1, 4, 1).expand(1, 1, 4, 64).contiguous()
+    zeros = torch.zeros_like(value)
+    bounds = tuple(torch.tensor([0, n], dtype=torch.int32, device=device) for n in (2, 4))
+    with torch.no_grad():
+        out = attend(zeros[:, :, :2], zeros, value, bounds, (2, 4), None, 2 if windowed else None)
+    want = torch.tensor([3.0, 6.0] if windowed else [7 / 3, 15 / 4])
+    return torch.allclose(out[0, :, 0, 0].float().cpu(), want, atol=0.05)
 
 
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    bounds: torch.Tensor,
-    longest: int,
+    bounds: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
     """Causal attention within the segments `bounds` delimits.
 
     Args:
-        query: (1, H, N, Dh); key, value: (1, Hkv, N, Dh).
-        bounds: (segments + 1,) int32 on the same device.
-        longest: tokens in the longest segment.
+        query: (1, H, N, Dh); key, value: (1, Hkv, K, Dh).
+        bounds: (segments + 1,) int32 on the same device, of the queries and of the keys; a
+            segment's last query is at its last key.
+        longest: tokens in the longest segment, of each.
 
     Returns:
         (1, N, H, Dh).
@@ -76,4 +105,4 @@ def attend(
     else:
         keywords["is_causal"] = True
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-    return varlen_attn(q, k, v, bounds, bounds, longest, longest, **keywords)[None]
+    return varlen_attn(q, k, v, *bounds, *longest, **keywords)[None]

@@ -65,14 +65,48 @@ def test_segments_equal_a_dense_mask(
 
 
 def test_segments_describe_themselves() -> None:
-    segments = Segments.of_lengths(LENGTHS)
-    assert segments.q == ((0, 7), (7, 8), (8, 20), (20, 24))
-    assert segments.lengths == LENGTHS
-    assert segments.bounds(torch.device("cpu")).tolist() == [0, 7, 8, 20, 24]
-    band = segments.band(4, 2, torch.device("cpu"))
+    segments = Segments((7, 1, 12, 4), (-1, -1, 0, 0))
+    device = torch.device("cpu")
+    assert Segments.of_lengths(LENGTHS) == Segments((7, 1, 12, 4), (-1,) * 4)
+    assert not Segments.of_lengths(LENGTHS).shared
+    assert segments.shared
+    assert segments.key_lengths == [7, 1, 19, 11]
+    assert [bounds.tolist() for bounds in segments.bounds(device)] == [
+        [0, 7, 8, 20, 24],
+        [0, 7, 8, 27, 38],
+    ]
+    assert segments.bounds(device)[1].dtype == torch.int32
+    band = segments.band(4, 4, 2, device)
     assert band.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    with pytest.raises(PackingRefused, match="keys differ"):
-        Segments(((0, 2), (2, 3)), ((0, 2), (0, 3)))
+    assert segments.band(2, 4, None, device).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert segments.band(2, 4, 3, device).int().tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
+
+
+def repeated(tensor: torch.Tensor, segments: Segments) -> tuple[torch.Tensor, list[int]]:
+    """The segments with what they continue written out before each, and their lengths."""
+    own = tensor.split(segments.lengths, dim=2)
+    parts = []
+    for one, before in zip(own, segments.after, strict=True):
+        parts += [one] if before < 0 else [own[before], one]
+    return torch.cat(parts, dim=2), segments.key_lengths
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 9, 50])
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_shared_stretches_equal_repeated_ones(key_heads: int, window: int | None) -> None:
+    segments = Segments((7, 1, 12, 4), (-1, 0, 0, -1))
+    inputs = heads(key_heads)
+    written = [repeated(tensor, segments)[0] for tensor in inputs]
+    table = dense(*written, segments.key_lengths, 0.4, window)
+    # Of a repeated stretch only the first copy has an output of its own.
+    want = torch.cat([table[:, :7], table[:, 14:15], table[:, 22:34], table[:, 34:]], dim=1)
+    got = attend_segments(*inputs, segments, 0.4, 0.0, window)
+    torch.testing.assert_close(got, want)
+    upstream = torch.randn_like(got)
+    mine = torch.autograd.grad(got, inputs, upstream)
+    theirs = torch.autograd.grad(want, inputs, upstream)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(
@@ -108,10 +142,19 @@ def test_two_rows_are_refused() -> None:
 def _fake_varlen(newest: bool) -> Any:
     """`varlen_attn` with the signature of a newer or an older torch, computed densely."""
 
-    def compute(q: Any, k: Any, v: Any, bounds: Any, scale: Any, window: Any) -> torch.Tensor:
-        lengths = bounds.diff().tolist()
+    def compute(
+        q: Any, k: Any, v: Any, bounds: Any, key_bounds: Any, scale: Any, window: Any
+    ) -> torch.Tensor:
+        lengths, keys = bounds.diff().tolist(), key_bounds.diff().tolist()
         q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
-        return dense(q, k, v, lengths, scale, window)[0]
+        # Queries before those given, which `dense` needs and nobody asked for.
+        filled = [
+            torch.nn.functional.pad(part, (0, 0, more - len(part[0, 0]), 0))
+            for part, more in zip(q.split(lengths, dim=2), keys, strict=True)
+        ]
+        table = dense(torch.cat(filled, dim=2), k, v, keys, scale, window)[0]
+        ends = zip(table.split(keys), lengths, strict=True)
+        return torch.cat([part[len(part) - length :] for part, length in ends])
 
     def new(
         query: Any,
@@ -127,10 +170,11 @@ def _fake_varlen(newest: bool) -> Any:
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         assert enable_gqa == (query.shape[1] != key.shape[1])
-        assert max_q == max_k == max(LENGTHS)
+        assert max_q == cu_seq_q.diff().max()
+        assert max_k == cu_seq_k.diff().max()
         left, right = window_size
         assert right == 0
-        return compute(query, key, value, cu_seq_q, scale, None if left < 0 else left + 1)
+        return compute(query, key, value, cu_seq_q, cu_seq_k, scale, None if left < 0 else left + 1)
 
     def old(
         query: Any,
@@ -144,7 +188,7 @@ def _fake_varlen(newest: bool) -> Any:
     ) -> torch.Tensor:
         assert is_causal
         assert query.shape[1] == key.shape[1]
-        return compute(query, key, value, cu_seq_q, None, None)
+        return compute(query, key, value, cu_seq_q, cu_seq_k, None, None)
 
     return new if newest else old
 
@@ -159,10 +203,29 @@ def test_varlen_adapter(
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", fake)
     varlen._parameters.cache_clear()
     inputs = heads(2)
-    bounds = Segments.of_lengths(LENGTHS).bounds(torch.device("cpu"))
-    got = varlen.attend(*inputs, bounds, max(LENGTHS), scaling, window)
+    alone = Segments.of_lengths(LENGTHS)
+    got = attention._fused(*inputs, alone, scaling, window)
+    sharing = Segments((7, 1, 12, 4), (-1, 0, 0, -1))
+    shared = attention._fused(*inputs, sharing, scaling, window)
+    places = varlen.aligned(torch.device("cpu"), torch.float32, window is not None)
     varlen._parameters.cache_clear()
+    varlen.aligned.cache_clear()
     torch.testing.assert_close(got, dense(*inputs, LENGTHS, scaling, window))
+    torch.testing.assert_close(shared, attend_segments(*inputs, sharing, scaling, 0.0, window))
+    assert places
+
+
+def test_a_kernel_that_puts_queries_first_is_found_out(monkeypatch: Any) -> None:
+    def top_left(q: Any, k: Any, v: Any, *_: Any, window_size: Any, **keywords: Any) -> Any:
+        return v[: len(q)].cumsum(0) / torch.arange(1, len(q) + 1)[:, None, None]
+
+    monkeypatch.setattr(varlen, "_parameters", lambda: frozenset({"window_size", "cu_seq_q"}))
+    fake = types.ModuleType("torch.nn.attention.varlen")
+    fake.varlen_attn = top_left
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", fake)
+    varlen.aligned.cache_clear()
+    assert not varlen.aligned(torch.device("cpu"), torch.float32, False)
+    varlen.aligned.cache_clear()
 
 
 def test_varlen_serves_only_what_it_can() -> None:
@@ -175,15 +238,17 @@ def test_varlen_serves_only_what_it_can() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_varlen_on_a_gpu(key_heads: int, window: int | None) -> None:
+@pytest.mark.parametrize("after", [(-1, -1, -1, -1), (-1, 0, 0, -1)])
+def test_varlen_on_a_gpu(after: tuple[int, ...], key_heads: int, window: int | None) -> None:
+    segments = Segments(tuple(LENGTHS), after)
     made = []
     for count in (4, key_heads, key_heads):
         tensor = torch.randn(1, sum(LENGTHS), count, 64, device="cuda", dtype=torch.bfloat16)
         made.append(tensor.transpose(1, 2).requires_grad_())
-    assert varlen.serves(*made[:2], 0.0, window)
-    got = attend_segments(*made, Segments.of_lengths(LENGTHS), 0.1, 0.0, window)
+    assert varlen.serves(*made[:2], 0.0, window, segments.shared)
+    got = attend_segments(*made, segments, 0.1, 0.0, window)
     wide = [tensor.detach().float().cpu().requires_grad_() for tensor in made]
-    want = dense(*wide, LENGTHS, 0.1, window)
+    want = attend_segments(*wide, segments, 0.1, 0.0, window)
     torch.testing.assert_close(got.float().cpu(), want, rtol=2e-2, atol=2e-2)
     mine = torch.autograd.grad(got.float().sum(), made)
     for one, other in zip(mine, torch.autograd.grad(want.sum(), wide), strict=True):

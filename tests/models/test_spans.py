@@ -224,6 +224,7 @@ def test_bad_spans_are_named(tiny: Any, packed_rows: Tokens) -> None:
         "span 0: scored must rise": {"scored": put(0, np.array([0, 3]))},
         "span 0: scored must be a list of integer": {"scored": put(0, np.array([0.5]))},
         "do not begin with the same 2 tokens": {"shared": (Shared((0, 1), 2),)},
+        "targets must have the shape of the ids, .3, 20.": {"targets": given.ids[:, :5]},
         "names span 5 of 5": {"shared": (Shared((0, 5), 2),)},
     }
     for message, change in bad.items():
