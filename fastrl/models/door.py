@@ -28,6 +28,27 @@ _MARK = "_fastrl_door"
 _STAT_ROWS = 256  # rows of logits whose statistics are made at once
 
 
+_INNER = ("_orig_mod", "module", "_fsdp_wrapped_module", "pretrained_model")
+
+
+def find(model: nn.Module) -> tuple[PreTrainedModel, bool]:
+    """The transformers instance inside, and whether a soft prompt is put before its input."""
+    inside: Any = model
+    soft_prompt = False
+    while not isinstance(inside, PreTrainedModel):
+        step = next((inside._modules[name] for name in _INNER if name in inside._modules), None)
+        if step is None and hasattr(inside, "get_base_model"):
+            soft_prompt = inside.active_peft_config.is_prompt_learning
+            step = inside.get_base_model()
+        if step is None:
+            raise TypeError(
+                f"model: found no transformers model inside {type(model).__name__}; give a "
+                "PreTrainedModel, or one wrapped by PEFT, a value head, DDP, FSDP or torch.compile"
+            )
+        inside = step
+    return inside, soft_prompt
+
+
 @dataclass(frozen=True)
 class Head:
     """What lies between the last hidden state and the logits, besides the matrix.

@@ -8,41 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from fastrl.models import attention, door, handshake, layout, noise, router, spans
-from fastrl.models.handshake import Plan
+from fastrl.models import door, handshake, layout, noise, router, spans
+from fastrl.models.handshake import LanguageModel, Plan
 from fastrl.ops._linear_tiles import STATISTICS
 from fastrl.types import LogProbs, Tokens
-
-_PLAN = "_fastrl_plan"
-_INNER = ("_orig_mod", "module", "_fsdp_wrapped_module", "pretrained_model")
 
 # Without gradients nothing has to be kept, so long passes go through in pieces of at most this many
 # tokens: small enough that their activations cost little memory, large enough to fill the device.
 PACK_TOKENS = {"cpu": 2048, "cuda": 32768}
-
-
-def _find(model: nn.Module) -> tuple[PreTrainedModel, bool]:
-    """The transformers instance inside, and whether a soft prompt is put before its input."""
-    inside: Any = model
-    soft_prompt = False
-    while not isinstance(inside, PreTrainedModel):
-        step = next((inside._modules[name] for name in _INNER if name in inside._modules), None)
-        if step is None and hasattr(inside, "get_base_model"):
-            soft_prompt = inside.active_peft_config.is_prompt_learning
-            step = inside.get_base_model()
-        if step is None:
-            raise TypeError(
-                f"model: found no transformers model inside {type(model).__name__}; give a "
-                "PreTrainedModel, or one wrapped by PEFT, a value head, DDP, FSDP or torch.compile"
-            )
-        inside = step
-    return inside, soft_prompt
 
 
 def prepare_policy(model: nn.Module) -> Plan:
@@ -61,13 +38,10 @@ def prepare_policy(model: nn.Module) -> Plan:
         TypeError: if no transformers model is inside.
         ValueError: for an encoder-decoder, or a model without a language-model head.
     """
-    instance, soft_prompt = _find(model)
-    plan = instance.__dict__.get(_PLAN)
-    if plan is not None and door.installed(instance):
-        stale = plan.packed and not attention.enabled(instance.config)
-        moved = plan.proven_on != handshake.key(instance) and not handshake.partitioned(instance)
-        if not stale and not moved:
-            return plan
+    instance, soft_prompt = door.find(model)
+    plan = handshake.standing(instance)
+    if plan is not None:
+        return plan
     if getattr(instance.config, "is_encoder_decoder", False):
         raise ValueError(
             f"model: {type(instance).__name__} is an encoder-decoder, whose log-probabilities "
@@ -75,9 +49,7 @@ def prepare_policy(model: nn.Module) -> Plan:
         )
     if instance.get_output_embeddings() is None:
         raise ValueError(f"model: {type(instance).__name__} has no language-model head")
-    door.install(instance)
-    plan = handshake.examine(instance)
-    instance.__dict__[_PLAN] = plan
+    plan = handshake.prepare(instance, LanguageModel())
     if soft_prompt or not plan.packed:
         reason = "a soft prompt precedes each row" if soft_prompt else plan.reason
         warnings.warn(f"{type(instance).__name__} is scored with padding: {reason}", stacklevel=2)
@@ -128,7 +100,7 @@ def logprobs(
         raise ValueError(f"temperature must be positive, got {temperature}")
     _require_stats(stats)
     plan = prepare_policy(model)
-    instance, soft_prompt = _find(model)
+    instance, soft_prompt = door.find(model)
     routed = aux_loss and router.present(instance)
     if soft_prompt:
         return _soft_prompt_logprobs(model, tokens, temperature, tuple(stats), routed)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrl.models import door, handshake
+from fastrl.models import door, trial
 from fastrl.models.policy import logprobs, prepare_policy
 from fastrl.types import Tokens
 
@@ -121,4 +121,4 @@ def test_the_plan_says_what_it_was_tried_on(tiny: Any) -> None:
     assert plan.packed
     assert plan.reason is None
     assert plan.takes_positions
-    assert plan.proven_on == handshake.key(model) == ("cpu", torch.float32)
+    assert plan.proven_on == trial.key(model) == ("cpu", torch.float32)

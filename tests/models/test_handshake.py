@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastrl.models import attention, door, handshake
+from fastrl.models import attention, door, trial
 from fastrl.models.policy import logprobs, prepare_policy
 from fastrl.types import Tokens
 
@@ -105,7 +105,7 @@ def test_unknown_layer_kinds_are_not_packed(tiny: Any) -> None:
     model = tiny("qwen2")
     model.config.layer_types = ["full_attention", "chunked_attention"]
     with pytest.raises(attention.PackingRefused, match="chunked_attention"):
-        handshake._sliding_layers(model.config)
+        trial.sliding_layers(model.config)
 
 
 def test_a_head_that_is_not_what_the_config_says(
