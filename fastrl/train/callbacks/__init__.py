@@ -1,0 +1,19 @@
+"""Callbacks: progress, logs on disk, samples, and weights averaged along the way."""
+
+from __future__ import annotations
+
+from fastrl.train.callbacks.bema import BEMACallback
+from fastrl.train.callbacks.log_completions import LogCompletionsCallback
+from fastrl.train.callbacks.log_file import LogFileCallback
+from fastrl.train.callbacks.rich_progress import RichProgressCallback
+from fastrl.train.callbacks.sync_ref import SyncRefModelCallback
+from fastrl.train.callbacks.weave import WeaveCallback
+
+__all__ = [
+    "BEMACallback",
+    "LogCompletionsCallback",
+    "LogFileCallback",
+    "RichProgressCallback",
+    "SyncRefModelCallback",
+    "WeaveCallback",
+]
