@@ -10,46 +10,14 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from fastrl.data.chat import tokenizer_of
-from fastrl.data.formats import column_names, common_length, detect_format
+from fastrl.data.formats import column_names, detect_format
 from fastrl.data.packing import pack_dataset
-from fastrl.data.prepare import (
-    TOKENS,
-    Rows,
-    TokenLists,
-    first_row,
-    main_process_first,
-    map_rows,
-    tell_once,
-)
+from fastrl.data.prepare import TOKENS, Made, first_row, main_process_first, map_rows, only
+from fastrl.data.rows import Rows, TokenLists, split_points, with_eos
 from fastrl.data.tokenize import encode_texts
 
 logger = logging.getLogger(__name__)
 IGNORED = -100  # the label of a token that is not learned
-_SPLIT_MOVED = (
-    "the tokens of a prompt are not those that begin its prompt + completion (the tokenizer merges "
-    "across the boundary, or the chat template renders the prompt alone differently). The "
-    "completion begins where they part; %r, the prompt's end, is then no part of it, and the model "
-    "is trained on another context than it will be asked in. Seen first in row %d."
-)
-
-
-def split_points(
-    rows: Rows, processing_class: Any, prompts: TokenLists, *continued: TokenLists
-) -> list[int]:
-    """Per row how many leading tokens its prompt and all that continue it have in common."""
-    points = []
-    for row, prompt in enumerate(prompts):
-        point = common_length(prompt, *(ids[row] for ids in continued))
-        if point < len(prompt):
-            tail = tokenizer_of(processing_class).decode(prompt[point:])
-            tell_once("split moved", _SPLIT_MOVED, tail, rows.numbers[row])
-        points.append(point)
-    return points
-
-
-def with_eos(texts: list[str], eos: str) -> list[str]:
-    """Each text, ended by the end-of-sequence token if it is not yet."""
-    return [text if text.endswith(eos) else text + eos for text in texts]
 
 
 @dataclass(frozen=True)
@@ -70,15 +38,15 @@ class _SftRows:
     keep_end: bool
     revision: int = 1  # part of the cache's key; raised when the same rows give others
 
-    def __call__(self, rows: Rows) -> tuple[dict[str, list[Any]], list[int] | None]:
+    def __call__(self, rows: Rows) -> Made:
         ids, labels = self._tokens(rows)
         if self.max_length is None:
-            return {"input_ids": ids, "labels": labels}, None
+            return {"input_ids": ids, "labels": labels}, range(len(rows))
         window = slice(-self.max_length, None) if self.keep_end else slice(self.max_length)
         ids = [row[window] for row in ids]
         labels = [row[window] for row in labels]
         left = [row for row, own in enumerate(labels) if own.count(IGNORED) < len(own)]
-        return {"input_ids": ids, "labels": labels}, left
+        return only({"input_ids": ids, "labels": labels}, left), left
 
     def _tokens(self, rows: Rows) -> tuple[TokenLists, TokenLists]:
         if self.kind == "tokenized":
