@@ -2,6 +2,7 @@
 // so a reduction over per-chunk results in chunk order gives the same bits every run.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #if defined(_OPENMP)
@@ -38,6 +39,13 @@ static inline void parallel_chunks(int64_t size, int chunks, const Body& body) {
     const int64_t rest = size % chunks;
     const int64_t begin = chunk * share + (chunk < rest ? chunk : rest);
     body(chunk, begin, begin + share + (chunk < rest ? 1 : 0));
+  }
+}
+
+// Keeps the smallest row that any thread gives, so that an error names the first one.
+static inline void note_first(std::atomic<int64_t>& first, int64_t row) {
+  int64_t seen = first.load();
+  while (row < seen && !first.compare_exchange_weak(seen, row)) {
   }
 }
 

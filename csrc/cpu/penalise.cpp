@@ -10,7 +10,7 @@ namespace fastrl::cpu {
 
 int64_t penalise(const void* logits, int dtype, int64_t rows, int64_t vocab, const int64_t* seen,
                  int64_t length, float penalty, float* out, int n_threads) {
-  std::atomic<int64_t> bad_row{-1};
+  std::atomic<int64_t> bad_row{rows};
   const int threads = useful_threads(rows * (vocab + length), int64_t{1} << 16, n_threads);
   with_dtype(dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -23,7 +23,7 @@ int64_t penalise(const void* logits, int dtype, int64_t rows, int64_t vocab, con
           const int64_t id = seen[row * length + i];
           if (id == -1) continue;
           if (id < 0 || id >= vocab) {
-            bad_row.store(row);
+            note_first(bad_row, row);
             break;
           }
           const float value = to_float(x[id]);  // from the input: repeats count once
@@ -32,7 +32,7 @@ int64_t penalise(const void* logits, int dtype, int64_t rows, int64_t vocab, con
       }
     });
   });
-  return bad_row.load();
+  return bad_row.load() < rows ? bad_row.load() : -1;
 }
 
 }  // namespace fastrl::cpu

@@ -131,9 +131,7 @@ int64_t sample(const void* logits, int dtype, int64_t rows, int64_t vocab, const
       const float* block_max = row.block_max.data();
       const int64_t first = kernel.shift(x, dtype, vocab, rate, d, row.block_max.data());
       if (first < 0) {
-        int64_t seen = bad_row.load();
-        while (r < seen && !bad_row.compare_exchange_weak(seen, r)) {
-        }
+        note_first(bad_row, r);
         continue;
       }
       float threshold = kLowest;

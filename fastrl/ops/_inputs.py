@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from typing import SupportsFloat, SupportsIndex
+
 import torch
 
 from fastrl.ops._dispatch import is_plain
@@ -28,6 +32,58 @@ def require_floating(name: str, value: object) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating point, not {tensor.dtype}; call {name}.float()")
     return tensor
+
+
+def require_number(name: str, value: object) -> float:
+    """The value as a float.
+
+    Raises:
+        TypeError: if it is no number (text that reads like one is none either).
+    """
+    if isinstance(value, str) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    return float(value)
+
+
+def require_finite(name: str, value: object) -> float:
+    """The value as a float.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is NaN or infinite.
+    """
+    number = require_number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, not {number}")
+    return number
+
+
+def require_positive(name: str, value: object) -> float:
+    """The value as a float.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is not positive and finite.
+    """
+    number = require_number(name, value)
+    if not 0.0 < number < math.inf:
+        raise ValueError(f"{name} must be positive and finite, not {number:g}")
+    return number
+
+
+def require_whole(name: str, value: object, least: int) -> int:
+    """The value as an int.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if it is below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {number}")
+    return number
 
 
 def require_like(name: str, value: torch.Tensor, model_name: str, model: torch.Tensor) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fastrl.ops._inputs import require_whole
+
 _CPU_BUDGET = 1 << 30  # bytes
 _budget: int | None = None
 _free_at_first: dict[torch.device, int] = {}
@@ -17,12 +19,11 @@ def set_logits_budget(num_bytes: int | None) -> None:
     when it was first used here. Applies to calls made from now on, in this process.
 
     Raises:
+        TypeError: for anything but a whole number or None.
         ValueError: for a negative number.
     """
     global _budget
-    if num_bytes is not None and num_bytes < 0:
-        raise ValueError(f"num_bytes must be 0 or more, or None, not {num_bytes}")
-    _budget = num_bytes
+    _budget = None if num_bytes is None else require_whole("num_bytes", num_bytes, 0)
 
 
 def logits_budget(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from fastrl.ops._inputs import (
     as_mask,
     computing_dtype,
     needs_gradient,
+    require_finite,
     require_floating,
     require_like,
 )
@@ -107,8 +108,9 @@ def gae(
         advantages and returns, each (B, T) float32 (float64 if an input is).
 
     Raises:
-        TypeError: an argument is no tensor, or rewards or values are not floating point.
-        ValueError: the tensors are not 2-D, or differ in shape or device.
+        TypeError: an argument is of the wrong kind, or rewards or values are not floating point.
+        ValueError: the tensors are not 2-D, or differ in shape or device; gamma or lam is NaN or
+            infinite.
     """
     require_floating("rewards", rewards)
     require_floating("values", values)
@@ -122,8 +124,8 @@ def gae(
         rewards.to(dtype).contiguous(),
         values.to(dtype).contiguous(),
         flags,
-        float(gamma),
-        float(lam),
+        require_finite("gamma", gamma),
+        require_finite("lam", lam),
     )
     if needs_gradient(rewards, values):
         return GAE.differentiable().forward(*arguments)

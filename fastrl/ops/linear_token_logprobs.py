@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from fastrl.ops._dispatch import Op
-from fastrl.ops._inputs import needs_gradient, require_device, require_floating
+from fastrl.ops._inputs import needs_gradient, require_device, require_floating, require_positive
 from fastrl.ops._linear_engines import (
     Gradients,
     Head,
@@ -26,7 +25,6 @@ from fastrl.ops.token_logprobs import (
     TOKEN_LOGPROBS,
     require_ids,
     require_targets,
-    require_temperature,
 )
 
 
@@ -259,12 +257,6 @@ class _Linear(torch.autograd.Function):
     backward = staticmethod(functools.partial(_gradient, _backward))
 
 
-def _require_positive(name: str, value: float) -> float:
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, not {value}")
-    return float(value)
-
-
 def checked_call(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -302,12 +294,14 @@ def checked_call(
             )
     targets = require_ids(targets, (hidden.shape[0],), f"hidden states {tuple(hidden.shape)}")
     require_device("targets", targets, "hidden", hidden)
-    temperature = require_temperature(temperature)
-    softcap = None if softcap is None else _require_positive("softcap", softcap)
-    return Head(weight, bias, temperature, softcap, _require_positive("scale", scale)), targets
+    temperature = require_positive("temperature", temperature)
+    softcap = None if softcap is None else require_positive("softcap", softcap)
+    return Head(weight, bias, temperature, softcap, require_positive("scale", scale)), targets
 
 
 def _require_statistics(stats: Sequence[str]) -> None:
+    if isinstance(stats, str):
+        raise TypeError(f"stats must be a sequence of names, not a string; pass ({stats!r},)")
     unknown = [name for name in stats if name not in STATISTICS]
     if unknown:
         raise ValueError(f"stats has {unknown[0]!r}; choose among {', '.join(STATISTICS)}")

@@ -13,6 +13,7 @@ from fastrl.ops._inputs import (
     needs_gradient,
     require_device,
     require_floating,
+    require_positive,
     require_tensor,
 )
 
@@ -98,13 +99,12 @@ def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
     if seen.dim() != 2 or len(seen) != len(logits):
         raise ValueError(f"seen must be ({len(logits)}, L), not of shape {tuple(seen.shape)}")
     require_device("seen", seen, "logits", logits)
-    if not (penalty > 0 and math.isfinite(penalty)):
-        raise ValueError(f"penalty must be finite and above 0, not {penalty}")
+    penalty = require_positive("penalty", penalty)
     if needs_gradient(logits):
-        return PENALISE.differentiable().forward(logits, seen, float(penalty))
+        return PENALISE.differentiable().forward(logits, seen, penalty)
     if logits.dtype not in _native.DTYPE_CODE:
         logits = logits.float()
-    arguments = (logits.contiguous(), seen.contiguous(), float(penalty))
+    arguments = (logits.contiguous(), seen.contiguous(), penalty)
     if torch.compiler.is_compiling():
         return torch.ops.fastrl.penalise(*arguments)
     return _run(*arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ import torch
 
 from fastrl.ops import _native
 from fastrl.ops._dispatch import Op
+from fastrl.ops._inputs import require_whole
 
 STRATEGIES = ("bfd",)
+_LONGEST = 2**63 - 1  # of a row or bin, in tokens
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def _checked_lengths(lengths: object, capacity: int) -> torch.Tensor:
     if array.size == 0:
         array = array.astype(np.int64)
     if array.ndim != 1:
-        raise ValueError(f"lengths must be one-dimensional, not of shape {array.shape}")
+        found = f"of shape {array.shape}" if array.ndim else f"a {type(lengths).__name__}"
+        raise ValueError(f"lengths must be one-dimensional, not {found}; give a list or an array")
     if array.dtype.kind not in "iu":
         raise TypeError(f"lengths must be integers, not {array.dtype}")
     if len(array) >= 2**31:
@@ -135,9 +137,7 @@ def plan_packing(
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
-    capacity = operator.index(capacity)
-    if capacity < 1:
-        raise ValueError(f"capacity must be at least 1, not {capacity}")
+    capacity = min(require_whole("capacity", capacity, 1), _LONGEST)
     sizes = _checked_lengths(lengths, capacity)
     order, offsets = PLAN_PACKING.pick(sizes).forward(sizes, capacity)
     return PackingPlan(order.numpy(), offsets.numpy())

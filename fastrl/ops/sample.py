@@ -25,7 +25,13 @@ import torch
 
 from fastrl.ops import _native
 from fastrl.ops._dispatch import Op
-from fastrl.ops._inputs import can_ask, require_floating, require_tensor
+from fastrl.ops._inputs import (
+    can_ask,
+    require_floating,
+    require_number,
+    require_tensor,
+    require_whole,
+)
 
 Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -255,28 +261,36 @@ def _fake(logits: torch.Tensor, seeds: torch.Tensor, steps: torch.Tensor, *_: An
     return torch.empty_like(seeds), logp, torch.empty_like(logp)
 
 
-def _check_options(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    if not (temperature == 0 or 1e-30 <= temperature <= 1e30):
+def _checked_options(
+    vocabulary: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> tuple[float, int, float, float]:
+    """The options as plain numbers; a top_k over the vocabulary is no limit."""
+    warmth = require_number("temperature", temperature)
+    if not (warmth == 0 or 1e-30 <= warmth <= 1e30):
         raise ValueError(f"temperature must be 0 (greedy) or in [1e-30, 1e30], not {temperature}")
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
-        raise ValueError(f"top_k must be a whole number >= 0 (0: no limit), not {top_k!r}")
+    most = min(require_whole("top_k", top_k, 0), vocabulary)
+    shares = []
     for name, value in (("top_p", top_p), ("min_p", min_p)):
-        if not 0 <= value <= 1:
+        shares.append(require_number(name, value))
+        if not 0 <= shares[-1] <= 1:
             raise ValueError(f"{name} must be in [0, 1], not {value}")
+    return warmth, most, shares[0], shares[1]
 
 
 def _per_row(name: str, value: object, rows: int, device: torch.device) -> torch.Tensor:
     """(B,) int64 on the device."""
-    if isinstance(value, int):
-        return torch.full((rows,), value, dtype=torch.int64, device=device)
-    tensor = require_tensor(name, value)
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, not {tensor.dtype}; call {name}.long()")
-    if tensor.shape != (rows,):
-        raise ValueError(f"{name} must be ({rows},), one a row, not of shape {tuple(tensor.shape)}")
-    if tensor.device != device:
-        raise ValueError(f"{name} is on {tensor.device}, logits on {device}; move one of them")
-    return tensor.contiguous()
+    if not isinstance(value, torch.Tensor):
+        whole = require_whole(name, value, -(2**63))
+        if whole >= 2**63:
+            raise ValueError(f"{name} must be below 2**63, not {whole}")
+        return torch.full((rows,), whole, dtype=torch.int64, device=device)
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, not {value.dtype}; call {name}.long()")
+    if value.shape != (rows,):
+        raise ValueError(f"{name} must be ({rows},), one a row, not of shape {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, logits on {device}; move one of them")
+    return value.contiguous()
 
 
 def _check_logits(logits: torch.Tensor) -> torch.Tensor:
@@ -317,10 +331,9 @@ def sample(
             a row with NaN, +inf or only -inf; on a GPU such a row gets token 0 and NaN for both.
     """
     logits = _check_logits(logits).detach()
-    _check_options(temperature, top_k, top_p, min_p)
+    options = _checked_options(logits.shape[1], temperature, top_k, top_p, min_p)
     seeds = _per_row("seeds", require_tensor("seeds", seeds), len(logits), logits.device)
     steps = _per_row("step", step, len(logits), logits.device)
-    options = (float(temperature), top_k, float(top_p), float(min_p))
     if torch.compiler.is_compiling():
         return torch.ops.fastrl.sample(logits, seeds, steps, *options)
     return _run(logits, seeds, steps, *options)
@@ -340,8 +353,7 @@ def gumbel_noise(seeds: torch.Tensor, step: int | torch.Tensor, vocabulary: int)
     Raises:
         TypeError, ValueError: for a wrong shape, dtype or device.
     """
-    if vocabulary < 1:
-        raise ValueError(f"vocabulary must be at least 1, not {vocabulary}")
+    vocabulary = require_whole("vocabulary", vocabulary, 1)
     seeds = _per_row("seeds", require_tensor("seeds", seeds), seeds.numel(), seeds.device)
     steps = _per_row("step", step, len(seeds), seeds.device)
     return SAMPLE.pick(seeds).noise(seeds, steps, vocabulary)

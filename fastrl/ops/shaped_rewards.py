@@ -14,6 +14,7 @@ from fastrl.ops._inputs import (
     computing_dtype,
     needs_gradient,
     require_device,
+    require_finite,
     require_floating,
     require_like,
     require_tensor,
@@ -149,13 +150,15 @@ def shaped_rewards(
         rewards and kl, each (B, T) float32 (float64 if an input is).
 
     Raises:
-        TypeError: an argument is no tensor, or a log-probability is not floating point.
-        ValueError: unknown kind; shapes or devices differ; or, on the CPU, a row without a counted
-            token (on a GPU, where to ask would be to wait, its rewards are NaN).
+        TypeError: an argument is of the wrong kind, or a log-probability not floating point.
+        ValueError: unknown kind; kl_coef is NaN or infinite; shapes or devices differ; or, on the
+            CPU, a row without a counted token (on a GPU, where to ask would be to wait, its rewards
+            are NaN).
     """
-    if kind not in KIND_CODE:
+    if not isinstance(kind, str) or kind not in KIND_CODE:
         raise ValueError(f"kind must be one of {', '.join(KIND_CODE)}, not {kind!r}")
-    require_tensor("scores", scores)
+    if require_tensor("scores", scores).is_complex():
+        raise TypeError("scores must be real numbers, not complex")
     require_floating("logp", logp)
     require_floating("ref_logp", ref_logp)
     flags = as_mask(mask)
@@ -169,9 +172,10 @@ def shaped_rewards(
         )
     require_device("scores", scores, "logp", logp)
     dtype = computing_dtype(scores, logp, ref_logp)
-    floats = [t.to(dtype).contiguous() for t in (scores, logp, ref_logp)]
-    arguments = (*floats, flags, float(kl_coef), kind)
-    if needs_gradient(scores, logp, ref_logp):
+    recorded = needs_gradient(scores, logp, ref_logp)
+    scores, logp, ref_logp = (t.to(dtype).contiguous() for t in (scores, logp, ref_logp))
+    arguments = (scores, logp, ref_logp, flags, require_finite("kl_coef", kl_coef), kind)
+    if recorded:
         return SHAPED_REWARDS.differentiable().forward(*arguments)
     if torch.compiler.is_compiling():
         return torch.ops.fastrl.shaped_rewards(*arguments)

@@ -16,7 +16,13 @@ import torch
 
 from fastrl.ops import _native
 from fastrl.ops._dispatch import Op, is_plain
-from fastrl.ops._inputs import can_ask, require_device, require_floating, require_tensor
+from fastrl.ops._inputs import (
+    can_ask,
+    require_device,
+    require_floating,
+    require_positive,
+    require_tensor,
+)
 from fastrl.ops._once import once
 
 Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -280,18 +286,6 @@ class _TokenLogprobs(torch.autograd.Function):
     backward = staticmethod(functools.partial(_gradient, _backward))
 
 
-def require_temperature(temperature: float) -> float:
-    """The temperature as a float.
-
-    Raises:
-        ValueError: if it is not positive and finite.
-    """
-    value = float(temperature)
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"temperature must be positive and finite, not {temperature}")
-    return value
-
-
 def require_ids(targets: object, rows: tuple[int, ...], what: str) -> torch.Tensor:
     """The targets as int64.
 
@@ -327,7 +321,7 @@ def token_logprobs(
         differentiable, once.
 
     Raises:
-        TypeError: logits are not floating point, or targets not integers.
+        TypeError: logits are not floating point, targets not integers, the temperature no number.
         ValueError: shapes or devices do not fit, the temperature is not positive, or (on the CPU)
             a target lies outside [0, V). On a GPU such a row is NaN.
     """
@@ -336,7 +330,7 @@ def token_logprobs(
         raise ValueError(f"logits must be (..., V) with V > 0, not {tuple(logits.shape)}")
     targets = require_ids(targets, tuple(logits.shape[:-1]), f"logits {tuple(logits.shape)}")
     require_device("targets", targets, "logits", logits)
-    temperature = require_temperature(temperature)
+    temperature = require_positive("temperature", temperature)
     if torch.compiler.is_compiling():
         return torch.ops.fastrl.token_logprobs(logits, targets, temperature)[:2]
     if not is_plain(logits):

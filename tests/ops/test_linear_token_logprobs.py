@@ -349,7 +349,7 @@ def test_the_budget_can_be_set_and_reset():
     assert logits_budget(torch.device("cpu")) == 5
     set_logits_budget(None)
     assert logits_budget(torch.device("cpu")) == 2**30
-    with pytest.raises(ValueError, match="num_bytes must be 0 or more"):
+    with pytest.raises(ValueError, match="num_bytes must be at least 0"):
         set_logits_budget(-1)
 
 

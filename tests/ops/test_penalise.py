@@ -49,9 +49,9 @@ def test_the_registered_operation_is_sound():
 
 @pytest.mark.parametrize("bad", [-2, 4, 2**40])
 def test_ids_outside_the_vocabulary_are_named(backend, bad):
-    seen = torch.tensor([[0, 1], [0, bad]])
-    with pytest.raises(ValueError, match="row 1"):
-        ops.penalise(torch.zeros(2, 4), seen, 1.2)
+    seen = torch.tensor([[0, 1], [0, bad], [0, 1], [bad, 0]])
+    with pytest.raises(ValueError, match="row 1"):  # the first of them
+        ops.penalise(torch.zeros(4, 4), seen, 1.2)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_kinds_of_sequence(backend):
         ([3, 11, 2], 10, "bfd", ValueError, r"lengths\[1\] is 11, over capacity 10; truncate"),
         ([3, -1], 10, "bfd", ValueError, r"lengths\[1\] is -1, negative"),
         ([3], 0, "bfd", ValueError, "capacity must be at least 1, not 0"),
-        ([3], 10.5, "bfd", TypeError, "float"),
+        ([3], 10.5, "bfd", TypeError, "capacity must be a whole number"),
         ([3.5], 10, "bfd", TypeError, "lengths must be integers, not float64"),
         ([[3]], 10, "bfd", ValueError, "one-dimensional"),
         ([3], 10, "ffd", ValueError, "strategy must be one of bfd, not 'ffd'"),

@@ -311,7 +311,7 @@ def test_the_registered_operation_is_sound():
         ({"temperature": math.nan}, ValueError, "temperature"),
         ({"temperature": math.inf}, ValueError, "temperature"),
         ({"top_k": -1}, ValueError, "top_k"),
-        ({"top_k": 2.0}, ValueError, "top_k"),
+        ({"top_k": 2.0}, TypeError, "top_k"),
         ({"top_p": 1.5}, ValueError, "top_p"),
         ({"top_p": math.nan}, ValueError, "top_p"),
         ({"min_p": -0.1}, ValueError, "min_p"),
