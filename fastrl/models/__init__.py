@@ -1,6 +1,7 @@
 """Models: loading, value heads, references, and log-probabilities of given tokens."""
 
 from fastrl.models.policy import logprobs, prepare_policy
+from fastrl.models.pooled import prepare_rewards, rewards
 from fastrl.models.reference import create_reference_model
 from fastrl.models.value_head import (
     AutoModelForCausalLMWithValueHead,
@@ -20,4 +21,6 @@ __all__ = [
     "create_reference_model",
     "logprobs",
     "prepare_policy",
+    "prepare_rewards",
+    "rewards",
 ]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fastrl.models.policy import logprobs, prepare_policy
 from fastrl.types import LogProbs, Tokens
@@ -94,19 +94,34 @@ def _quiet() -> Any:
     yield
 
 
+def _built(auto: Any, family: str, dtype: torch.dtype, config: dict[str, Any]) -> Any:
+    name, arguments = FAMILIES[family]
+    made = getattr(transformers, name)(**{**arguments, **config})
+    torch.manual_seed(0)
+    model = auto.from_config(made)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    return model.to(dtype).eval()
+
+
 @pytest.fixture
 def tiny() -> Callable[..., Any]:
     """tiny(family, dtype=fp64, **config): a model with weights large enough to tell rows apart."""
 
     def build(family: str, dtype: torch.dtype = torch.float64, **config: Any) -> Any:
-        name, arguments = FAMILIES[family]
-        made = getattr(transformers, name)(**{**arguments, **config})
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(made)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.2)
-        return model.to(dtype).eval()
+        return _built(AutoModelForCausalLM, family, dtype, config)
+
+    return build
+
+
+@pytest.fixture
+def judge() -> Callable[..., Any]:
+    """judge(family, dtype=fp64, **config): the same as a reward model, whose padding is token 0."""
+
+    def build(family: str, dtype: torch.dtype = torch.float64, **config: Any) -> Any:
+        config = {"num_labels": 1, "pad_token_id": 0, **config}
+        return _built(AutoModelForSequenceClassification, family, dtype, config)
 
     return build
 
