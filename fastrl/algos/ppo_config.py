@@ -4,16 +4,66 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import numbers
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from fastrl.legacy import InvalidChoice, explain_unknown_fields, warn_once
 from fastrl.train.statistics import flatten_dict
 
 KL_PENALTIES = ("kl", "abs", "mse", "full")
+
+_Range = tuple[str, Callable[[float], bool]]
+_FROM_0: _Range = ("at least 0", lambda x: x >= 0)
+_FINITE_FROM_0: _Range = ("finite and at least 0", lambda x: 0 <= x < math.inf)
+_ABOVE_0: _Range = ("above 0", lambda x: x > 0)
+_SHARE: _Range = ("in [0, 1]", lambda x: 0 <= x <= 1)
+
+# Field -> the numbers it takes.
+_NUMBERS: dict[str, _Range] = {
+    "steps": _ABOVE_0,
+    "learning_rate": _FINITE_FROM_0,
+    "init_kl_coef": _FINITE_FROM_0,
+    "target": _ABOVE_0,
+    "horizon": _ABOVE_0,
+    "gamma": _SHARE,
+    "lam": _SHARE,
+    "cliprange": _FROM_0,
+    "cliprange_value": _FROM_0,
+    "vf_coef": _FINITE_FROM_0,
+    "target_kl": ("anything but NaN", lambda x: x == x),
+    "ratio_threshold": _ABOVE_0,
+    "max_grad_norm": _ABOVE_0,
+    "score_clip": _ABOVE_0,
+}
+_OPTIONAL = ("max_grad_norm", "score_clip")  # None: off
+_SIZES = (
+    "batch_size",
+    "mini_batch_size",
+    "gradient_accumulation_steps",
+    "ppo_epochs",
+    "compare_steps",
+)
+_SWITCHES = (
+    "remove_unused_columns",
+    "adap_kl_ctrl",
+    "optimize_device_cache",
+    "early_stopping",
+    "use_score_scaling",
+    "use_score_norm",
+    "whiten_rewards",
+    "position_ids",
+    "global_statistics",
+)
+_KEYWORDS = (
+    "tracker_kwargs",
+    "accelerator_kwargs",
+    "project_kwargs",
+    "push_to_hub_if_best_kwargs",
+)
 
 
 class _Unset(int):
@@ -21,6 +71,11 @@ class _Unset(int):
 
 
 _MINI_BATCH_SIZE = _Unset(128)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and int(value) >= least
 
 
 def _script_name() -> str:
@@ -44,7 +99,8 @@ class PPOConfig:
     `optimize_device_cache` and `mini_batch_size`.
 
     Raises:
-        ValueError: batch sizes that do not divide, a value out of its range or list.
+        ValueError: batch sizes that do not divide, a value of the wrong kind or out of its range
+            or list, an old spelling that contradicts the new one.
         TypeError: an unknown field; the message names the closest one.
         ImportError: `log_with="wandb"` without the package wandb.
     """
@@ -117,6 +173,12 @@ class PPOConfig:
     def _take_old_spellings(self) -> None:
         if self.forward_batch_size is not None:
             warn_once("forward_batch_size is now mini_batch_size", FutureWarning, stacklevel=5)
+            given = self.mini_batch_size is not _MINI_BATCH_SIZE
+            if given and self.mini_batch_size != self.forward_batch_size:
+                raise ValueError(
+                    f"forward_batch_size={self.forward_batch_size} contradicts mini_batch_size="
+                    f"{self.mini_batch_size}: give only mini_batch_size"
+                )
             self.mini_batch_size = self.forward_batch_size
         if self.optimize_cuda_cache is not None:
             warn_once("optimize_cuda_cache is now optimize_device_cache", FutureWarning, 5)
@@ -127,22 +189,30 @@ class PPOConfig:
     def _check_ranges(self) -> None:
         if self.kl_penalty not in KL_PENALTIES:
             raise InvalidChoice(f"kl_penalty={self.kl_penalty!r}: choose one of {KL_PENALTIES}")
-        for name in ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs"):
+        for name in _SIZES:
+            if not _is_whole(getattr(self, name), 1):
+                self._refuse(name, "a whole number of at least 1 is needed")
+        if not _is_whole(self.seed, 0) or self.seed >= 2**32:
+            self._refuse("seed", "a whole number in [0, 2**32) is needed")
+        for name, (words, fits) in _NUMBERS.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: a whole number of at least 1 is needed")
-        for name in ("steps", "compare_steps", "horizon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: it must be above 0")
-        for name in ("cliprange", "cliprange_value", "learning_rate", "init_kl_coef"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: it must not be negative")
-        for name in ("score_clip", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r}: give a number above 0, or None for none")
+            if value is None and name in _OPTIONAL:
+                continue
+            if not isinstance(value, numbers.Real) or isinstance(value, bool):
+                self._refuse(name, f"a number is needed, not a {type(value).__name__}")
+            if not fits(float(value)):
+                self._refuse(name, f"it must be {words}")
+        for name in _SWITCHES:
+            if getattr(self, name) not in (True, False):
+                self._refuse(name, "give True or False")
+        for name in _KEYWORDS:
+            if not isinstance(getattr(self, name), Mapping):
+                self._refuse(name, "give a dict of keyword arguments")
         if self.use_score_norm and not self.use_score_scaling:
             warn_once("use_score_norm acts only with use_score_scaling=True", stacklevel=5)
+
+    def _refuse(self, name: str, why: str) -> NoReturn:
+        raise ValueError(f"{name}={getattr(self, name)!r}: {why}")
 
     def _set_batch_sizes(self) -> None:
         steps = self.gradient_accumulation_steps

@@ -1,7 +1,9 @@
 """PPOConfig: defaults of TRL 0.7.11, batch sizes, old spellings, errors."""
 
+import dataclasses
 import importlib.util
 
+import numpy as np
 import pytest
 
 from fastrl import PPOConfig
@@ -57,6 +59,24 @@ def test_kl_penalty_outside_its_list(error):
         ("cliprange", -0.1),
         ("score_clip", 0.0),
         ("max_grad_norm", -1.0),
+        ("batch_size", True),
+        ("compare_steps", 0.5),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", None),
+        ("learning_rate", "1e-5"),  # what YAML makes of 1e-5
+        ("learning_rate", None),
+        ("learning_rate", float("inf")),
+        ("target", 0),
+        ("gamma", 1.5),
+        ("lam", float("nan")),
+        ("vf_coef", -1),
+        ("ratio_threshold", float("nan")),
+        ("target_kl", None),
+        ("score_clip", "0.5"),
+        ("whiten_rewards", "False"),
+        ("adap_kl_ctrl", None),
+        ("tracker_kwargs", None),
     ],
 )
 def test_a_value_out_of_range_names_the_field(field, value):
@@ -72,6 +92,21 @@ def test_optimize_cuda_cache_is_honoured():
 def test_forward_batch_size_is_mini_batch_size():
     with pytest.warns(FutureWarning, match="mini_batch_size"):
         assert PPOConfig(batch_size=8, forward_batch_size=4).mini_batch_size == 4
+
+
+@pytest.mark.parametrize("mini", [2, 128])
+def test_a_forward_batch_size_that_contradicts_is_refused(mini):
+    with pytest.raises(
+        ValueError, match=f"forward_batch_size=4 contradicts mini_batch_size={mini}"
+    ):
+        PPOConfig(batch_size=8, forward_batch_size=4, mini_batch_size=mini)
+
+
+def test_switches_that_turn_things_off_are_kept():
+    numbers = {"cliprange": np.inf, "ratio_threshold": np.inf, "horizon": np.inf, "target_kl": -1}
+    config = PPOConfig(batch_size=np.int64(4), learning_rate=np.float32(1e-3), **numbers)
+    assert config.mini_batch_size == 4
+    assert dataclasses.replace(config, ppo_epochs=1).ratio_threshold == np.inf
 
 
 def test_wandb_without_wandb():
