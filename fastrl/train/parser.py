@@ -1,0 +1,223 @@
+"""Command lines and YAML files into dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from fastrl.legacy import closest
+from fastrl.legacy.changes import Change, Renamed, settle
+
+
+def init_zero_verbose() -> None:
+    """Show only errors and warnings, each in one line."""
+    from rich.logging import RichHandler
+
+    logging.basicConfig(
+        format="%(message)s", datefmt="[%X]", handlers=[RichHandler()], level=logging.ERROR
+    )
+
+    def show(message: Any, category: type, filename: str, lineno: int, *rest: Any) -> None:
+        logging.warning(f"{filename}:{lineno}: {category.__name__}: {message}")
+
+    warnings.showwarning = show
+
+
+class TrlParser(HfArgumentParser):
+    """`transformers.HfArgumentParser` that also reads `--config file.yaml`.
+
+    The file maps field names to values, which the command line overrides; its block `env` sets
+    environment variables. Flags and keys of older releases are translated with one FutureWarning.
+
+    Args:
+        dataclass_types: the dataclasses to fill; none may have a field `config`.
+        **kwargs: for argparse.ArgumentParser.
+    """
+
+    def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
+        types = [] if dataclass_types is None else dataclass_types
+        types = [types] if dataclasses.is_dataclass(types) else list(types)
+        for each in types:
+            if any(f.name == "config" for f in dataclasses.fields(each)):
+                raise ValueError(
+                    f"{each.__name__} has a field 'config', but --config names the YAML file"
+                )
+        super().__init__(dataclass_types=types, **kwargs)
+
+    def parse_args_and_config(
+        self,
+        args: Iterable[str] | None = None,
+        return_remaining_strings: bool = False,
+        fail_with_unknown_args: bool = True,
+        separate_remaining_strings: bool = False,
+    ) -> tuple[Any, ...]:
+        """Fill the dataclasses from the command line over the file over their defaults.
+
+        Args:
+            args: the words of the command line; None: the program's own.
+            return_remaining_strings: return what is not known as a last item instead of failing:
+                the file's, as `--key value`, then the command line's.
+            fail_with_unknown_args: whether unknown keys in the file are an error.
+            separate_remaining_strings: return those two as two last items.
+
+        Raises:
+            ValueError: an unknown flag or key (with the closest known one), a file that is no
+                mapping.
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        words, path = _take_config(words)
+        words, told = self._modern_words(words)
+        unknown: list[str] = []
+        if path is not None:
+            values = read_config(path)
+            values, more_told = self._modern_keys(values)
+            told += more_told
+            unknown = self.set_defaults_with_config(**values)
+        if told:
+            warnings.warn(f"old spellings: {'; '.join(told)}", FutureWarning, stacklevel=2)
+        *filled, rest = self.parse_args_into_dataclasses(words, return_remaining_strings=True)
+        if return_remaining_strings:
+            if separate_remaining_strings:
+                return (*filled, unknown, rest)
+            return (*filled, unknown + rest)
+        self._refuse("command line", rest)
+        if fail_with_unknown_args:
+            self._refuse(str(path), unknown)
+        return tuple(filled)
+
+    def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
+        """Make the values the defaults, of sub-parsers too; what has one is no longer required.
+
+        Returns:
+            the values that no argument takes, as `--key value` strings.
+        """
+        used = _set_defaults(self, kwargs)
+        rest = [(key, value) for key, value in kwargs.items() if key not in used]
+        return [word for key, value in rest for word in (f"--{key}", str(value))]
+
+    def known_flags(self) -> list[str]:
+        """Every flag, as it is written."""
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def _refuse(self, where: str, unknown: list[str]) -> None:
+        for word in unknown:
+            if word.startswith("--"):
+                name = word.split("=")[0]
+                raise ValueError(f"{where}: unknown {name}{closest(name, self.known_flags())}")
+        if unknown:
+            raise ValueError(f"{where}: {unknown[0]!r} belongs to no argument")
+
+    def _old_spellings(self) -> dict[str, Change]:
+        """Those that the dataclasses state and that are no flag of any of them today."""
+        table: dict[str, Change] = {}
+        for each in self.dataclass_types:
+            table |= getattr(each, "_legacy_fields", {})
+        flags = set(self.known_flags())
+        return {name: change for name, change in table.items() if f"--{name}" not in flags}
+
+    def _modern_words(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """(the words in today's spelling, a phrase for each old flag among them)."""
+        table = self._old_spellings()
+        modern: list[str] = []
+        told: list[str] = []
+        place = 0
+        while place < len(words):
+            flag, equals, value = words[place].partition("=")
+            place += 1
+            name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+            if name not in table:
+                modern.append(flag + equals + value)
+                continue
+            values = [value] if equals else []
+            while place < len(words) and not words[place].startswith("--"):
+                values.append(words[place])
+                place += 1
+            change = table[name]
+            if isinstance(change, Renamed):
+                modern += [f"--{change.new}", *values]
+                told.append(f"--{name} is --{change.new}")
+                continue
+            given = [yaml.safe_load(v) for v in values] or [True]
+            fields, phrases = self._settled({name: given[0] if len(given) == 1 else given}, table)
+            told += phrases
+            for new, setting in fields.items():
+                items = setting if isinstance(setting, list) else [setting]
+                modern += [f"--{new}", *map(str, items)]
+        return modern, told
+
+    def _modern_keys(self, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        table = self._old_spellings()
+        old = {key: value for key, value in values.items() if key in table}
+        fields, told = self._settled(old, table)
+        return {k: v for k, v in values.items() if k not in old} | fields, told
+
+    @staticmethod
+    def _settled(
+        given: dict[str, Any], table: dict[str, Change]
+    ) -> tuple[dict[str, Any], list[str]]:
+        try:
+            settled = settle("the command line", "", table, given)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        return settled.arguments, settled.told
+
+
+def _take_config(words: list[str]) -> tuple[list[str], Path | None]:
+    """(the words without `--config FILE`, the file)."""
+    rest: list[str] = []
+    path = None
+    place = 0
+    while place < len(words):
+        word = words[place]
+        place += 1
+        if word == "--config":
+            if place == len(words):
+                raise ValueError("--config needs the path of a YAML file")
+            path = Path(words[place])
+            place += 1
+        elif word.startswith("--config="):
+            path = Path(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return rest, path
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The file's values; its block `env` is set in the environment and not among them.
+
+    Raises:
+        ValueError: there is no such file, or it (or `env`) is no mapping.
+    """
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: the file must map names to values")
+    variables = values.pop("env", {})
+    if not isinstance(variables, dict):
+        raise ValueError(f"--config {path}: `env` must map variables to values")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+    return values
+
+
+def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any]) -> set[str]:
+    used = set()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                used |= _set_defaults(inner, values)
+        elif action.dest in values:
+            action.default = values[action.dest]
+            action.required = False
+            used.add(action.dest)
+    return used
