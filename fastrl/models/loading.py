@@ -31,6 +31,13 @@ def _rename(keywords: dict[str, Any], old: str, new: str) -> None:
     keywords[new] = given
 
 
+def _check_dtype(dtype: Any) -> None:
+    if not isinstance(dtype, str) or dtype == "auto":
+        return
+    if not isinstance(getattr(torch, dtype.removeprefix("torch."), None), torch.dtype):
+        raise ValueError(f"from_pretrained: dtype={dtype!r} is no dtype of torch")
+
+
 def _quantize(keywords: dict[str, Any]) -> None:
     """Turn load_in_8bit / load_in_4bit into a `quantization_config`."""
     bits = {name: keywords.pop(name, None) for name in ("load_in_8bit", "load_in_4bit")}
@@ -56,12 +63,13 @@ def modernise(keywords: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         TypeError: if an old name and its new one are both given.
-        ValueError: for contradicting quantization arguments.
+        ValueError: for contradicting quantization arguments, or an unknown dtype.
         ImportError: if quantization is asked for without bitsandbytes.
     """
     keywords = dict(keywords)
     _rename(keywords, "use_auth_token", "token")
     _rename(keywords, "torch_dtype", "dtype")
+    _check_dtype(keywords.get("dtype"))
     _quantize(keywords)
     if keywords.get("quantization_config") is None:
         if keywords.get("dtype") is None:

@@ -21,8 +21,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def _first_unshared(names: list[str], layer: int, pattern: str | None) -> int:
     """Index of the first parameter that belongs to the given layer."""
+    if pattern is not None and "{layer}" not in pattern:
+        raise ValueError(
+            f"pattern={pattern!r} must hold '{{layer}}', as in 'transformer.h.{{layer}}'"
+        )
     for candidate in LAYER_PATTERNS if pattern is None else (pattern,):
-        wanted = candidate.format(layer=layer)
+        wanted = candidate.replace("{layer}", str(layer))
         for index, name in enumerate(names):
             if f"{wanted}." in f"{name}.":
                 return index
@@ -47,8 +51,18 @@ def create_reference_model(
         pattern: the name of a layer with `{layer}` in it, where the known ones do not fit.
 
     Raises:
-        ValueError: under ZeRO-3, or if no parameter matches the pattern.
+        ValueError: under ZeRO-3, for what is no model or no number of layers, or if no parameter
+            matches the pattern.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch module, got {type(model).__name__}")
+    if num_shared_layers is not None:
+        whole = isinstance(num_shared_layers, int) and not isinstance(num_shared_layers, bool)
+        if not whole or num_shared_layers < 0:
+            raise ValueError(
+                f"num_shared_layers={num_shared_layers!r}: a whole number of at least 0 is needed, "
+                "or None for a copy of everything"
+            )
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "create_reference_model cannot copy parameters partitioned by DeepSpeed ZeRO-3; load "

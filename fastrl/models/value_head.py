@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class _WithValueHead(PreTrainedModelWrapper):
 
     def __init__(self, pretrained_model: nn.Module, **kwargs: Any) -> None:
         super().__init__(pretrained_model, **kwargs)
+        self._require_kind()
         if not self._has_lm_head():
             raise ValueError(
                 f"pretrained_model: {type(pretrained_model).__name__} has no language model head "
@@ -63,20 +65,44 @@ class _WithValueHead(PreTrainedModelWrapper):
     def _has_lm_head(self) -> bool:
         raise NotImplementedError
 
+    def _require_kind(self) -> None:
+        """Refuse a decoder where an encoder-decoder belongs, and the reverse."""
+        found = bool(getattr(self.config, "is_encoder_decoder", False))
+        wanted = isinstance(self, AutoModelForSeq2SeqLMWithValueHead)
+        if found != wanted:
+            kinds = {True: "an encoder-decoder", False: "a decoder"}
+            other = {
+                True: AutoModelForSeq2SeqLMWithValueHead,
+                False: AutoModelForCausalLMWithValueHead,
+            }
+            raise ValueError(
+                f"pretrained_model: {type(self.pretrained_model).__name__} is {kinds[found]}; wrap "
+                f"it in {other[found].__name__}"
+            )
+
     def _init_weights(
         self,
         v_head_init_strategy: str | None = None,
-        v_head_initializer_range: float = 0.2,
+        v_head_initializer_range: float | None = None,
         **_: Any,
     ) -> None:
         """Start the head: torch's own start (None), or normal weights and no bias ("normal")."""
-        if v_head_init_strategy == "normal":
-            nn.init.normal_(self.v_head.summary.weight, std=v_head_initializer_range)
-            nn.init.zeros_(self.v_head.summary.bias)
-        elif v_head_init_strategy is not None:
+        if v_head_init_strategy not in (None, "normal"):
             raise ValueError(
                 f"v_head_init_strategy must be None or 'normal', got {v_head_init_strategy!r}"
             )
+        if v_head_init_strategy is None:
+            if v_head_initializer_range is not None:
+                warnings.warn(
+                    "v_head_initializer_range acts only with v_head_init_strategy='normal'",
+                    stacklevel=4,
+                )
+            return
+        spread = 0.2 if v_head_initializer_range is None else v_head_initializer_range
+        if not isinstance(spread, int | float) or spread < 0:
+            raise ValueError(f"v_head_initializer_range must be a number from 0 on, got {spread!r}")
+        nn.init.normal_(self.v_head.summary.weight, std=spread)
+        nn.init.zeros_(self.v_head.summary.bias)
 
     def forward(
         self,
@@ -105,7 +131,7 @@ class _WithValueHead(PreTrainedModelWrapper):
             kwargs["past_key_values"] = past_key_values
         output = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         hidden = self._last_hidden(output).to(self.v_head.summary.weight.device)
-        value = self.v_head(hidden).squeeze(-1)
+        value = self.v_head(hidden).squeeze(-1).to(output.logits.device)
         logits = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
         result = (logits, output.loss, value)
         return (*result, output.past_key_values) if return_past_key_values else result
@@ -140,7 +166,7 @@ class AutoModelForCausalLMWithValueHead(_WithValueHead):
         v_head_initializer_range: standard deviation under "normal", 0.2.
 
     Raises:
-        ValueError: for a model without a language model head.
+        ValueError: for a model without a language model head, or an encoder-decoder.
     """
 
     transformers_parent_class = AutoModelForCausalLM
@@ -153,7 +179,8 @@ class AutoModelForCausalLMWithValueHead(_WithValueHead):
 class AutoModelForSeq2SeqLMWithValueHead(_WithValueHead):
     """An encoder-decoder language model with a value head on the decoder's hidden states.
 
-    Arguments and errors are those of `AutoModelForCausalLMWithValueHead`.
+    Arguments and errors are those of `AutoModelForCausalLMWithValueHead`, but that a decoder alone
+    is refused.
     """
 
     transformers_parent_class = AutoModelForSeq2SeqLM

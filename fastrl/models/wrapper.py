@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import PushToHubMixin
 
+from fastrl.legacy import closest
 from fastrl.models import adapters, checkpoint, loading
 
 _INNER = "pretrained_model."
@@ -26,6 +27,10 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         score_module: scoring head of a reward adapter.
         supports_rm_adapter: whether the model carries a reward adapter.
         rm_adapter_name: that adapter's name.
+
+    Raises:
+        ValueError: if there is no model to wrap.
+        TypeError: for an argument that neither this class nor the subclass's `supported_args` know.
     """
 
     transformers_parent_class: Any = None
@@ -43,9 +48,19 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         score_module: nn.Module | None = None,
         supports_rm_adapter: bool = False,
         rm_adapter_name: str | None = None,
-        **_: Any,
+        **others: Any,
     ) -> None:
         super().__init__()
+        if not isinstance(pretrained_model, nn.Module) or not hasattr(pretrained_model, "config"):
+            raise ValueError(
+                "pretrained_model must be a transformers model, or one wrapped by PEFT, got "
+                f"{type(pretrained_model).__name__}; {type(self).__name__}.from_pretrained loads "
+                "one by its name"
+            )
+        for name in others:
+            if name not in self.supported_args:
+                known = closest(name, self.supported_args)
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}{known}")
         self.pretrained_model = pretrained_model
         self.config = pretrained_model.config
         self.is_loaded_in_8bit = getattr(pretrained_model, "is_loaded_in_8bit", False)
@@ -83,6 +98,9 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
             kwargs: arguments of the value head, of `prepare_model_for_kbit_training`, and of the
                 auto class (old names are understood, see `fastrl.models.loading`).
 
+        Warns:
+            UserWarning: for arguments of a loading that a model object no longer needs.
+
         Raises:
             ValueError: naming the argument that does not fit.
         """
@@ -101,6 +119,7 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
             model = cls._load(source, model_args, keywords, peft_config, kbit, is_trainable)
         else:
             model = cls._adopt(source, peft_config, kbit)
+            cls._tell_unused(keywords, is_trainable, reward_adapter)
         adapters.refuse_soft_prompts(model)
         if reward_adapter is not None:
             if not adapters.is_peft(model):
@@ -146,6 +165,22 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
                 f"PEFT model, got {type(model).__name__}"
             )
         return model if peft_config is None else adapters.add(model, peft_config, kbit)
+
+    @classmethod
+    def _tell_unused(
+        cls, keywords: dict[str, Any], is_trainable: bool, reward_adapter: str | None
+    ) -> None:
+        """Say which arguments only matter when a model is loaded, and this one is already."""
+        used = {} if reward_adapter is None else checkpoint.hub_arguments(keywords)
+        unused = [name for name in keywords if name not in used]
+        unused += ["is_trainable"] if is_trainable else []
+        if unused:
+            hints = "".join(closest(name, cls.supported_args) for name in unused)
+            warnings.warn(
+                f"from_pretrained was given a model, so it does nothing with {', '.join(unused)}"
+                f"{hints}",
+                stacklevel=3,
+            )
 
     @classmethod
     def _value_head_state(cls, source: Any, keywords: dict[str, Any]) -> dict[str, torch.Tensor]:

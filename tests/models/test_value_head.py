@@ -220,10 +220,39 @@ def test_what_cannot_be_wrapped_is_refused(tiny: Any, saved: Path) -> None:
             transformers.T5Model(t5().config)
         ),
         "has no reward adapter": lambda: Causal(tiny("llama")).compute_reward_score(IDS),
+        "wrapped by PEFT, got str; .*from_pretrained loads": lambda: Causal("gpt2"),
+        "is an encoder-decoder; wrap it in AutoModelForSeq2SeqLM": lambda: Causal(t5()),
+        "is a decoder; wrap it in AutoModelForCausalLM": lambda: (
+            AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tiny("llama"))
+        ),
+        "dtype='flaot16' is no dtype": lambda: Causal.from_pretrained(
+            str(saved), torch_dtype="flaot16"
+        ),
+        "v_head_initializer_range must be": lambda: Causal(
+            tiny("llama"), v_head_init_strategy="normal", v_head_initializer_range="0.1"
+        ),
     }
     for message, make in bad.items():
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_an_argument_that_nobody_knows_is_refused(tiny: Any) -> None:
+    with pytest.raises(TypeError, match="no argument 'summary_dropout'; did you mean 'summary_dr"):
+        Causal(tiny("llama"), summary_dropout=0.5)
+
+
+def test_arguments_that_do_nothing_are_told(tiny: Any) -> None:
+    told = "does nothing with v_head_init, dtype; did you mean 'v_head_init_strategy'"
+    with pytest.warns(UserWarning, match=told):
+        Causal.from_pretrained(tiny("llama"), v_head_init="normal", dtype=torch.float16)
+    with pytest.warns(UserWarning, match="does nothing with is_trainable"):
+        Causal.from_pretrained(tiny("llama"), is_trainable=True)
+    with pytest.warns(UserWarning, match="acts only with v_head_init_strategy='normal'"):
+        Causal.from_pretrained(tiny("llama"), v_head_initializer_range=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Causal.from_pretrained(tiny("llama"), summary_dropout_prob=0.0)
 
 
 def test_offloading_is_refused_and_all_cpu_is_not(tiny: Any, saved: Path) -> None:
