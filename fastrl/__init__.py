@@ -16,30 +16,36 @@ _EXPORTS = {
     "AdaptiveKLController": "fastrl.algos.kl_control",
     "AutoModelForCausalLMWithValueHead": "fastrl.models",
     "AutoModelForSeq2SeqLMWithValueHead": "fastrl.models",
+    "BEMACallback": "fastrl.train.callbacks",
+    "create_reference_model": "fastrl.models",
+    "DatasetConfig": "fastrl.train.script_arguments",
+    "DatasetMixtureConfig": "fastrl.train.script_arguments",
     "FixedKLController": "fastrl.algos.kl_control",
+    "get_dataset": "fastrl.train.script_arguments",
+    "get_kbit_device_map": "fastrl.train.model_config",
+    "get_peft_config": "fastrl.train.model_config",
+    "get_quantization_config": "fastrl.train.model_config",
+    "init_zero_verbose": "fastrl.train.parser",
+    "LogCompletionsCallback": "fastrl.train.callbacks",
+    "LogFileCallback": "fastrl.train.callbacks",
+    "ModelConfig": "fastrl.train.model_config",
     "PPOConfig": "fastrl.algos.ppo_config",
     "PPOTrainer": "fastrl.algos.ppo",
     "PreTrainedModelWrapper": "fastrl.models",
+    "RichProgressCallback": "fastrl.train.callbacks",
     "RunningMoments": "fastrl.train.moments",
-    "create_reference_model": "fastrl.models",
+    "ScriptArguments": "fastrl.train.script_arguments",
     "set_seed": "fastrl.train.seed",
+    "SyncRefModelCallback": "fastrl.train.callbacks",
+    "TrlParser": "fastrl.train.parser",
+    "WeaveCallback": "fastrl.train.callbacks",
 }
 _SUBPACKAGES = ("algos", "models", "ops", "rollout", "train")
 
 __all__ = sorted([*_EXPORTS, "__version__"])
 
 if TYPE_CHECKING:
-    from fastrl.algos.kl_control import AdaptiveKLController, FixedKLController
-    from fastrl.algos.ppo import PPOTrainer
-    from fastrl.algos.ppo_config import PPOConfig
-    from fastrl.models import (
-        AutoModelForCausalLMWithValueHead,
-        AutoModelForSeq2SeqLMWithValueHead,
-        PreTrainedModelWrapper,
-        create_reference_model,
-    )
-    from fastrl.train.moments import RunningMoments
-    from fastrl.train.seed import set_seed
+    pass
 
 
 def __getattr__(name: str) -> Any:
