@@ -45,7 +45,41 @@ _SUBPACKAGES = ("algos", "models", "ops", "rollout", "train")
 __all__ = sorted([*_EXPORTS, "__version__"])
 
 if TYPE_CHECKING:
-    pass
+    from fastrl.algos.kl_control import AdaptiveKLController, FixedKLController
+    from fastrl.algos.ppo import PPOTrainer
+    from fastrl.algos.ppo_config import PPOConfig
+    from fastrl.models import (
+        AutoModelForCausalLMWithValueHead,
+        AutoModelForSeq2SeqLMWithValueHead,
+        PreTrainedModelWrapper,
+        create_reference_model,
+    )
+    from fastrl.train.moments import RunningMoments
+    from fastrl.train.seed import set_seed
+    from fastrl.train.callbacks import (
+        BEMACallback,
+        LogCompletionsCallback,
+        LogFileCallback,
+        RichProgressCallback,
+        SyncRefModelCallback,
+        WeaveCallback,
+    )
+    from fastrl.train.model_config import (
+        ModelConfig,
+        get_kbit_device_map,
+        get_peft_config,
+        get_quantization_config,
+    )
+    from fastrl.train.parser import (
+        TrlParser,
+        init_zero_verbose,
+    )
+    from fastrl.train.script_arguments import (
+        DatasetConfig,
+        DatasetMixtureConfig,
+        ScriptArguments,
+        get_dataset,
+    )
 
 
 def __getattr__(name: str) -> Any:
