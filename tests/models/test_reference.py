@@ -76,10 +76,10 @@ def test_own_patterns_and_those_that_fit_nothing(tiny: Any) -> None:
         create_reference_model(untouched, num_shared_layers=2)  # it has layers 0 and 1
     with pytest.raises(ValueError, match="pattern 'blocks"):
         create_reference_model(untouched, 1, pattern="blocks.{layer}")
-    with pytest.raises(ValueError, match="must hold '{layer}'"):
+    with pytest.raises(ValueError, match=r"must hold '\{layer\}'"):
         create_reference_model(untouched, 1, pattern="model.layers.1")
     for layers in (-1, 1.0, "1", True):
-        with pytest.raises(ValueError, match="num_shared_layers=.*: a whole number"):
+        with pytest.raises(ValueError, match=r"num_shared_layers=.*: a whole number"):
             create_reference_model(untouched, layers)
     assert all(parameter.requires_grad for parameter in untouched.parameters())
     with pytest.raises(ValueError, match="model must be a torch module, got NoneType"):
