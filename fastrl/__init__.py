@@ -20,6 +20,8 @@ _EXPORTS = {
     "create_reference_model": "fastrl.models",
     "DatasetConfig": "fastrl.train.script_arguments",
     "DatasetMixtureConfig": "fastrl.train.script_arguments",
+    "DPOConfig": "fastrl.algos.dpo_config",
+    "DPOTrainer": "fastrl.algos.dpo",
     "FixedKLController": "fastrl.algos.kl_control",
     "get_dataset": "fastrl.train.script_arguments",
     "get_kbit_device_map": "fastrl.train.model_config",
@@ -36,6 +38,8 @@ _EXPORTS = {
     "RunningMoments": "fastrl.train.moments",
     "ScriptArguments": "fastrl.train.script_arguments",
     "set_seed": "fastrl.train.seed",
+    "SFTConfig": "fastrl.algos.sft_config",
+    "SFTTrainer": "fastrl.algos.sft",
     "SyncRefModelCallback": "fastrl.train.callbacks",
     "TrlParser": "fastrl.train.parser",
     "WeaveCallback": "fastrl.train.callbacks",
@@ -54,8 +58,6 @@ if TYPE_CHECKING:
         PreTrainedModelWrapper,
         create_reference_model,
     )
-    from fastrl.train.moments import RunningMoments
-    from fastrl.train.seed import set_seed
     from fastrl.train.callbacks import (
         BEMACallback,
         LogCompletionsCallback,
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
         get_peft_config,
         get_quantization_config,
     )
+    from fastrl.train.moments import RunningMoments
     from fastrl.train.parser import (
         TrlParser,
         init_zero_verbose,
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
         ScriptArguments,
         get_dataset,
     )
+    from fastrl.train.seed import set_seed
 
 
 def __getattr__(name: str) -> Any:

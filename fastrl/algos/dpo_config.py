@@ -1,0 +1,120 @@
+"""Arguments of direct preference optimization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastrl.algos.dpo_losses import DIVERGENCES, LOSSES, OF_MARGIN
+from fastrl.legacy.dpo import DPO_FIELDS
+from fastrl.legacy.fields import accepts_legacy_fields
+from fastrl.train.config import OfflineConfig, require_choice
+
+
+@accepts_legacy_fields(DPO_FIELDS)
+@dataclass
+class DPOConfig(OfflineConfig):
+    """Arguments of `DPOTrainer`; field names and defaults are those of TRL 1.16.
+
+    Raises:
+        ValueError: at construction, for a value outside its list or range, or settings that exclude
+            each other.
+    """
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={"help": "Weight of a mixture of experts' balancing loss; unset: the model's."},
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Train without dropout, so that both policies compare."}
+    )
+    truncation_mode: str = field(
+        default="keep_start",
+        metadata={"help": "What is kept of pairs longer than max_length: keep_start or keep_end."},
+    )
+    padding_free: bool = field(
+        default=False, metadata={"help": "Accepted either way: padding is never computed."}
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False,
+        metadata={"help": "Run the reference once over the dataset, before training."},
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs a batch then; unset: the training batch."}
+    )
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={"help": f"One or several of: {', '.join(LOSSES)}."},
+    )
+    loss_weights: list[float] | None = field(
+        default=None, metadata={"help": "A weight for each loss; unset: 1 each."}
+    )
+    ld_alpha: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the tokens beyond the shorter answer's length (LD-DPO)."},
+    )
+    f_divergence_type: str = field(
+        default="reverse_kl", metadata={"help": f"One of: {', '.join(DIVERGENCES)}."}
+    )
+    f_alpha_divergence_coef: float = field(
+        default=0.5, metadata={"help": "alpha of the alpha-divergence."}
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Probability that a preference is the wrong way round."}
+    )
+    beta: float = field(
+        default=0.1, metadata={"help": "How strongly the policy is held to the reference."}
+    )
+    use_weighting: bool = field(
+        default=False, metadata={"help": "Weigh pairs by how likely the policy is to write them."}
+    )
+    discopop_tau: float = field(default=0.05, metadata={"help": "Temperature of discopop."})
+    sync_ref_model: bool = field(
+        default=False, metadata={"help": "Let the reference follow the policy (TR-DPO)."}
+    )
+    ref_model_mixup_alpha: float = field(
+        default=0.6, metadata={"help": "Share of the policy it then takes over."}
+    )
+    ref_model_sync_steps: int = field(
+        default=512, metadata={"help": "Optimizer steps between two such moves."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        super().__post_init__()
+        for name in self.loss_type:
+            require_choice("loss_type", name, tuple(LOSSES))
+        require_choice("f_divergence_type", self.f_divergence_type, tuple(DIVERGENCES))
+        require_choice("truncation_mode", self.truncation_mode, ("keep_start", "keep_end"))
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(
+                f"loss_weights has {len(self.loss_weights)} entries for the "
+                f"{len(self.loss_type)} losses of loss_type"
+            )
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"beta must be positive, got {self.beta}")
+        beyond = sorted(set(self.loss_type) - OF_MARGIN)
+        if self.f_divergence_type != "reverse_kl" and beyond:
+            raise ValueError(
+                f"f_divergence_type={self.f_divergence_type!r} has no meaning for loss_type "
+                f"{beyond[0]!r}; it works with {', '.join(sorted(OF_MARGIN))}"
+            )
+        sorts = sorted({"aot", "aot_unpaired"} & set(self.loss_type))
+        if self.use_weighting and sorts:
+            raise ValueError(
+                f"use_weighting has a weight for each pair, but loss_type {sorts[0]!r} sorts them "
+                "apart; leave one out"
+            )
+        if "exo_pair" in self.loss_type and not 0 < self.label_smoothing < 1:
+            raise ValueError("loss_type 'exo_pair' needs 0 < label_smoothing < 1, e.g. 1e-3")
+        if "robust" in self.loss_type and not 0 <= self.label_smoothing < 0.5:
+            raise ValueError("loss_type 'robust' needs 0 <= label_smoothing < 0.5")
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            raise ValueError(
+                "sync_ref_model changes the reference while precompute_ref_log_probs keeps what it "
+                "said before training; leave one out"
+            )

@@ -1,0 +1,146 @@
+"""Arguments all trainers share, on top of `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from transformers import TrainingArguments
+
+from fastrl.legacy import closest
+
+logger = logging.getLogger(__name__)
+
+
+def require_choice(name: str, given: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError for a value outside its list, naming the one most like it."""
+    if given not in known:
+        raise ValueError(f"{name}={given!r} is none of {', '.join(known)}{closest(given, known)}")
+
+
+def hardware_has_bf16(use_cpu: bool) -> bool:
+    """Whether this process's accelerator computes in bfloat16 by itself; a CPU counts as no."""
+    if use_cpu:
+        return False
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return hasattr(torch, "xpu") and torch.xpu.is_available()
+
+
+@dataclass
+class BaseConfig(TrainingArguments):
+    """`TrainingArguments` with the defaults of post-training.
+
+    They log every 10 steps, checkpoint gradients, train in bf16 where the hardware has it (`bf16`
+    left at None; fp32 elsewhere, said in the log), and log a NaN loss as NaN.
+    """
+
+    logging_steps: float = field(
+        default=10, metadata={"help": "Log every so many optimizer steps; below 1, a share of all."}
+    )
+    gradient_checkpointing: bool = field(
+        default=True,
+        metadata={"help": "Recompute activations in the backward pass instead of keeping them."},
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bfloat16 mixed precision; unset: where the hardware has it."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Log the mean of the losses before in place of a NaN or infinite one."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and hardware_has_bf16(self.use_cpu)
+            if not self.bf16 and not self.fp16:
+                logger.info("training in fp32: this device does not compute in bfloat16")
+        self._name_checkpointing_as_transformers_does()
+        super().__post_init__()
+
+    def _name_checkpointing_as_transformers_does(self) -> None:
+        """Copy ours to the name newer releases gave it, which spares the user their warning."""
+        for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            new = old.replace("gradient", "activation")
+            if getattr(self, new, "absent") is None:
+                setattr(self, new, getattr(self, old))
+
+    @classmethod
+    def of(cls, args: TrainingArguments | None, output_dir: str) -> Self:
+        """The trainer's own config, from whatever was given as `args`.
+
+        Args:
+            args: this class (returned as it is), plain `TrainingArguments` (every field is carried
+                over; the trainer's own take their defaults), or None.
+            output_dir: where to write if args is None.
+
+        Raises:
+            TypeError: for anything else, another trainer's config included.
+        """
+        if args is None:
+            return cls(output_dir)
+        if isinstance(args, cls):
+            return args
+        if type(args) is not TrainingArguments:
+            raise TypeError(
+                f"args must be a {cls.__name__} or transformers.TrainingArguments, "
+                f"got {type(args).__name__}"
+            )
+        names = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+        return cls(**{name: getattr(args, name) for name in names})
+
+
+@dataclass
+class OfflineConfig(BaseConfig):
+    """What the trainers on a fixed dataset share (SFT, DPO, KTO, Reward)."""
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+    ]
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keywords of from_pretrained, where the model is given by name."},
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model code that comes with a checkpoint."}
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that prepare the dataset."}
+    )
+    max_length: int | None = field(
+        default=1024, metadata={"help": "Longest row in tokens; unset: no limit."}
+    )
+    pad_to_multiple_of: int | str | None = field(
+        default="auto",
+        metadata={"help": "Pad batches to a multiple of this; 'auto' is 128 on Neuron, else none."},
+    )
+    activation_offloading: bool = field(
+        default=False,
+        metadata={"help": "Keep activations for the backward pass in host memory."},
+    )
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Padding token; unset: the tokenizer's, or its EOS."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pad_to_multiple_of = self._multiple(self.pad_to_multiple_of)
+
+    def _multiple(self, given: int | str | None) -> int | None:
+        if given == "auto":
+            return 128 if self.device.type == "neuron" else None
+        if isinstance(given, str):
+            if given.lower() in ("none", "null"):
+                return None
+            if not given.isdigit():
+                raise ValueError(f"pad_to_multiple_of must be 'auto' or a number, got {given!r}")
+            given = int(given)
+        if given is not None and given < 1:
+            raise ValueError(f"pad_to_multiple_of must be positive, got {given}")
+        return given
