@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from datasets import Dataset, IterableDataset, Value
@@ -13,7 +14,7 @@ from fastrl.data.chat import tokenizer_of
 from fastrl.data.formats import Format, column_names, detect_format, extract_prompt
 from fastrl.data.prepare import TOKENS, Made, first_row, main_process_first, map_rows, only
 from fastrl.data.rows import Rows, split_points, with_eos
-from fastrl.data.tokenize import encode_texts
+from fastrl.data.tokenize import Encoder
 
 _PAIRS = ("preference", "preference_implicit")
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -49,6 +50,10 @@ class _PreferenceRows:
     longest_prompt: int | None  # rows with a longer one are dropped
     revision: int = 1  # part of the cache's key; raised when the same rows give others
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.processing_class)
+
     def __call__(self, rows: Rows) -> Made:
         if self.kind == "tokenized":
             names = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -66,14 +71,16 @@ class _PreferenceRows:
             "chosen": [a + b for a, b in zip(prompts, chosen, strict=True)],
             "rejected": [a + b for a, b in zip(prompts, rejected, strict=True)],
         }
-        own = self.processing_class
         if self.conversational:
-            prompt_ids = rows.encode_chats(own, "prompt", prompts, add_generation_prompt=True)
-            ids = {side: rows.encode_chats(own, side, chats) for side, chats in whole.items()}
+            prompt_ids = rows.encode_prompts(self.encoder, prompts)
+            ids = {
+                side: rows.encode_chats(self.encoder, side, chats, repeated=True)
+                for side, chats in whole.items()
+            }
         else:
-            prompt_ids = encode_texts(own, prompts)
-            ids = {side: encode_texts(own, texts) for side, texts in whole.items()}
-        points = split_points(rows, own, prompt_ids, *ids.values())
+            prompt_ids = self.encoder.texts(prompts)
+            ids = {side: self.encoder.texts(texts) for side, texts in whole.items()}
+        points = split_points(rows, self.processing_class, prompt_ids, *ids.values())
         return {
             "prompt_ids": [own[:k] for k, own in zip(points, prompt_ids, strict=True)],
             "chosen_ids": [own[k:] for k, own in zip(points, ids["chosen"], strict=True)],
@@ -169,6 +176,10 @@ class _RewardRows:
     max_length: int | None
     revision: int = 1  # part of the cache's key; raised when the same rows give others
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.processing_class)
+
     def __call__(self, rows: Rows) -> Made:
         chosen, rejected = (self._side(rows, index) for index in (0, 1))
         columns: dict[str, list[Any]] = {"chosen_ids": chosen, "rejected_ids": rejected}
@@ -198,8 +209,8 @@ class _RewardRows:
             prompts = rows.chats("prompt") if self.conversational else rows.texts("prompt")
             values = [a + b for a, b in zip(prompts, values, strict=True)]
         if self.conversational:
-            return rows.encode_chats(self.processing_class, column, values)
-        return encode_texts(self.processing_class, with_eos(values, self.eos))
+            return rows.encode_chats(self.encoder, column, values, repeated=True)
+        return self.encoder.texts(with_eos(values, self.eos))
 
 
 def _tokenised_columns(columns: list[str]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -13,8 +14,8 @@ from fastrl.data.chat import tokenizer_of
 from fastrl.data.formats import column_names, detect_format
 from fastrl.data.packing import pack_dataset
 from fastrl.data.prepare import TOKENS, Made, first_row, main_process_first, map_rows, only
-from fastrl.data.rows import Rows, TokenLists, split_points, with_eos
-from fastrl.data.tokenize import encode_texts
+from fastrl.data.rows import Rows, split_points, with_eos
+from fastrl.data.tokenize import Encoder, TokenLists
 
 logger = logging.getLogger(__name__)
 IGNORED = -100  # the label of a token that is not learned
@@ -38,6 +39,10 @@ class _SftRows:
     keep_end: bool
     revision: int = 1  # part of the cache's key; raised when the same rows give others
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.processing_class)
+
     def __call__(self, rows: Rows) -> Made:
         ids, labels = self._tokens(rows)
         if self.max_length is None:
@@ -56,7 +61,7 @@ class _SftRows:
         if self.conversational:
             return self._conversations(rows)
         texts = self._formatted(rows) if self.formatting else rows.texts(self.column)
-        ids = encode_texts(self.processing_class, with_eos(texts, self.eos))
+        ids = self.encoder.texts(with_eos(texts, self.eos))
         return ids, ids
 
     def _given(self, rows: Rows) -> tuple[TokenLists, TokenLists]:
@@ -95,7 +100,7 @@ class _SftRows:
     def _conversations(self, rows: Rows) -> tuple[TokenLists, TokenLists]:
         chats = rows.chats(self.column)
         if not self.assistant_only:
-            ids = rows.encode_chats(self.processing_class, self.column, chats)
+            ids = rows.encode_chats(self.encoder, self.column, chats)
             return ids, ids
         pairs = rows.encode_assistant(self.processing_class, self.column, chats)
         return [ids for ids, _ in pairs], [_masked(*pair) for pair in pairs]
@@ -106,8 +111,8 @@ class _SftRows:
         else:
             prompts, completions = rows.texts("prompt"), rows.texts("completion")
             whole = [a + b for a, b in zip(prompts, with_eos(completions, self.eos), strict=True)]
-            prompt_ids = encode_texts(self.processing_class, prompts)
-            ids = labels = encode_texts(self.processing_class, whole)
+            prompt_ids = self.encoder.texts(prompts)
+            ids = labels = self.encoder.texts(whole)
         points = split_points(rows, self.processing_class, prompt_ids, ids)
         if self.completion_only:
             labels = [[IGNORED] * k + own[k:] for k, own in zip(points, labels, strict=True)]
@@ -117,9 +122,9 @@ class _SftRows:
         """Ids of the prompts, ids of prompt + completion, labels without regard to the split."""
         prompts, completions = rows.chats("prompt"), rows.chats("completion")
         whole = [a + b for a, b in zip(prompts, completions, strict=True)]
-        prompt_ids = rows.encode_chats(self.processing_class, "prompt", prompts, True)
+        prompt_ids = rows.encode_prompts(self.encoder, prompts)
         if not self.assistant_only:
-            ids = rows.encode_chats(self.processing_class, "completion", whole)
+            ids = rows.encode_chats(self.encoder, "completion", whole, repeated=True)
             return prompt_ids, ids, ids
         pairs = rows.encode_assistant(self.processing_class, "completion", whole)
         return prompt_ids, [ids for ids, _ in pairs], [_masked(*pair) for pair in pairs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastrl.data.formats import column_names, detect_format, extract_prompt
 from fastrl.data.prepare import TOKENS, Made, first_row, main_process_first, map_rows, only
 from fastrl.data.prepare_preference import eos_of
 from fastrl.data.rows import Rows, split_points, with_eos
-from fastrl.data.tokenize import encode_texts
+from fastrl.data.tokenize import Encoder
 
 logger = logging.getLogger(__name__)
 _KINDS = ("unpaired_preference", "preference", "preference_implicit")
@@ -33,19 +34,22 @@ class _UnpairedRows:
     max_length: int | None
     revision: int = 1  # part of the cache's key; raised when the same rows give others
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.processing_class)
+
     def __call__(self, rows: Rows) -> Made:
         prompts, completions, labels, origin = self._parts(rows)
         if not self.conversational:
             completions = with_eos(completions, self.eos)
         whole = [a + b for a, b in zip(prompts, completions, strict=True)]
-        own = self.processing_class
+        rows = rows.repeated(origin)
         if self.conversational:
-            rows = rows.repeated(origin)
-            prompt_ids = rows.encode_chats(own, "prompt", prompts, add_generation_prompt=True)
-            ids = rows.encode_chats(own, "completion", whole)
+            prompt_ids = rows.encode_prompts(self.encoder, prompts)
+            ids = rows.encode_chats(self.encoder, "completion", whole, repeated=True)
         else:
-            prompt_ids, ids = encode_texts(own, prompts), encode_texts(own, whole)
-        points = split_points(rows, own, prompt_ids, ids)
+            prompt_ids, ids = self.encoder.texts(prompts), self.encoder.texts(whole)
+        points = split_points(rows, self.processing_class, prompt_ids, ids)
         columns = {
             "prompt_ids": [own[:k] for k, own in zip(points, prompt_ids, strict=True)],
             "completion_ids": [own[k:] for k, own in zip(points, ids, strict=True)],

@@ -11,10 +11,9 @@ from typing import Any
 from fastrl.data.chat import tokenizer_of
 from fastrl.data.formats import common_length, is_message
 from fastrl.data.masks import assistant_masks
-from fastrl.data.tokenize import Messages, encode_chats, over_equal
+from fastrl.data.tokenize import Encoder, Messages, TokenLists, over_equal
 
 logger = logging.getLogger(__name__)
-TokenLists = list[list[int]]
 _told: set[str] = set()
 _SPLIT_MOVED = (
     "the tokens of a prompt are not those that begin its prompt + completion (the tokenizer merges "
@@ -112,18 +111,16 @@ class Rows:
             raise self.wrong(row, "tools", f"is a string that is not JSON: {error}") from error
 
     def encode_chats(
-        self,
-        processing_class: Any,
-        column: str,
-        chats: list[Messages],
-        add_generation_prompt: bool = False,
+        self, encoder: Encoder, column: str, chats: list[Messages], **options: Any
     ) -> TokenLists:
-        """Token ids of conversations of these rows; a row the template refuses is named."""
+        """`Encoder.chats` of conversations of these rows; a row the template refuses is named."""
+        return self._each_chat(lambda *rows: encoder.chats(*rows, **options), column, chats)
 
-        def encode(chats: list[Messages], arguments: list[dict[str, Any]]) -> TokenLists:
-            return encode_chats(processing_class, chats, arguments, add_generation_prompt)
-
-        return self._each_chat(encode, column, chats)
+    def encode_prompts(self, encoder: Encoder, prompts: list[Messages]) -> TokenLists:
+        """Token ids of prompts, which other conversations of these rows begin with."""
+        return self.encode_chats(
+            encoder, "prompt", prompts, add_generation_prompt=True, repeated=True
+        )
 
     def encode_assistant(
         self, processing_class: Any, column: str, chats: list[Messages]

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from functools import cached_property
+from itertools import groupby, pairwise
 from typing import Any
 
 from fastrl.data.chat import render, tokenizer_of
+from fastrl.data.words import WordEncoder, word_encoder
 
 Messages = list[dict[str, Any]]
-
-
-def encode_texts(
-    processing_class: Any, texts: Sequence[str], add_special_tokens: bool = True
-) -> list[list[int]]:
-    """Token ids of each text, as the tokenizer gives them one by one."""
-    if not texts:
-        return []
-    encoded = tokenizer_of(processing_class)(
-        list(texts),
-        add_special_tokens=add_special_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    return encoded["input_ids"]
+TokenLists = list[list[int]]
+_CHECKED = 4  # texts of a call that are also encoded the tokenizer's way
+_REMEMBERED = 10_000  # pieces
 
 
 def over_equal(
@@ -40,25 +30,116 @@ def over_equal(
     return results
 
 
-def encode_chats(
-    processing_class: Any,
-    chats: Sequence[Messages],
-    arguments: Sequence[Mapping[str, Any]],
-    add_generation_prompt: bool = False,
-) -> list[list[int]]:
-    """Token ids of each conversation. The chat template alone adds special tokens.
+class Encoder:
+    """Encodes the texts of a dataset, each as its tokenizer would.
 
-    Args:
-        processing_class: tokenizer or processor with a chat template.
-        chats: conversations, none of them empty.
-        arguments: for each the template's keywords, `tools` among them.
-        add_generation_prompt: end with the header of an answer to come.
+    Texts are cut before each special token and every piece is encoded once: conversations repeat
+    each other, as a prompt comes alone and before each answer. That is exact, since the tokenizers
+    library sets special tokens apart before it normalises, splits and merges what lies between.
+    Some texts of every call are encoded whole too; where they differ, all are from then on.
     """
 
-    def rendered(some: list[Messages], **options: Any) -> list[str]:
-        return render(
-            some, processing_class, add_generation_prompt=add_generation_prompt, **options
-        )
+    def __init__(self, processing_class: Any) -> None:
+        self.processing_class = processing_class
+        self.tokenizer = tokenizer_of(processing_class)
+        self.known: dict[str, list[int]] = {}
+        self.by_pieces = True
 
-    texts = over_equal(rendered, chats, arguments)
-    return encode_texts(processing_class, texts, add_special_tokens=False)
+    def texts(self, texts: Sequence[str]) -> TokenLists:
+        """Token ids of each text, with the special tokens the tokenizer adds."""
+        if self.words is None or self.tokenizer.num_special_tokens_to_add():
+            return self._whole(texts, add_special_tokens=True)
+        return self._joined(texts)
+
+    def chats(
+        self,
+        chats: Sequence[Messages],
+        arguments: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        repeated: bool = False,
+    ) -> TokenLists:
+        """Token ids of each conversation. The chat template alone adds special tokens.
+
+        Args:
+            chats: conversations, none of them empty.
+            arguments: for each the template's keywords, `tools` among them.
+            add_generation_prompt: end with the header of an answer to come.
+            repeated: other conversations nearby have much of the same text.
+        """
+
+        def rendered(some: list[Messages], **options: Any) -> list[str]:
+            options["add_generation_prompt"] = add_generation_prompt
+            return render(some, self.processing_class, **options)
+
+        texts = over_equal(rendered, chats, arguments)
+        if repeated or self.words is not None:
+            return self._joined(texts)
+        return self._whole(texts, add_special_tokens=False)
+
+    def _whole(self, texts: Sequence[str], add_special_tokens: bool) -> TokenLists:
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=add_special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return encoded["input_ids"]
+
+    @cached_property
+    def cut(self) -> re.Pattern[str] | None:
+        """Matches special tokens, before which a text may be cut; None if it may not."""
+        if not getattr(self.tokenizer, "is_fast", False) or self.tokenizer.split_special_tokens:
+            return None
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        if any(t.normalized or t.lstrip or t.rstrip or t.single_word for t in tokens):
+            return None
+        contents = sorted((t.content for t in tokens), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, contents)) or r"(?!)")
+
+    @cached_property
+    def words(self) -> WordEncoder | None:
+        """The faster encoder of text between special tokens, where there is one."""
+        return None if self.cut is None else word_encoder(self.tokenizer)
+
+    def _pieces(self, text: str) -> list[str]:
+        starts = (match.start() for match in self.cut.finditer(text))
+        borders = [0, *(start for start in starts if start), len(text)]
+        return [text[a:b] for a, b in pairwise(borders)]
+
+    def _joined(self, texts: Sequence[str]) -> TokenLists:
+        """The texts, without added special tokens, put together from their pieces."""
+        if not self.by_pieces or self.cut is None:
+            return self._whole(texts, add_special_tokens=False)
+        if len(self.known) > _REMEMBERED:
+            self.known.clear()
+        pieces = [self._pieces(text) for text in texts]
+        self._learn({piece for row in pieces for piece in row if piece not in self.known})
+        joined = [[token for piece in row for token in self.known[piece]] for row in pieces]
+        step = max(1, len(texts) // _CHECKED)
+        self.by_pieces = joined[::step] == self._whole(texts[::step], add_special_tokens=False)
+        return joined if self.by_pieces else self._whole(texts, add_special_tokens=False)
+
+    def _learn(self, pieces: set[str]) -> None:
+        left = []
+        for piece in pieces:
+            ids = self._by_words(piece) if self.words else None
+            if ids is None:
+                left.append(piece)
+            else:
+                self.known[piece] = ids
+        self.known.update(zip(left, self._whole(left, add_special_tokens=False), strict=True))
+
+    def _by_words(self, piece: str) -> list[int] | None:
+        special = self.cut.match(piece)
+        if special is None:
+            return self.words(piece)
+        ids = self.words(piece[special.end() :])
+        return None if ids is None else [self.special[special.group()], *ids]
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """The id of each special token."""
+        return {t.content: i for i, t in self.tokenizer.added_tokens_decoder.items()}
