@@ -19,14 +19,10 @@ from fastrl.data.collate_preference import DataCollatorForPreference
 from fastrl.data.prepare_preference import prepare_preference
 from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.dpo import DPO
-from fastrl.models import adapters
 from fastrl.models.policy import logprobs
 from fastrl.train import setup
 from fastrl.train.batch import Batch, masked_tokens
-from fastrl.train.callbacks import SyncRefModelCallback
-from fastrl.train.frozen import Reference, reference_model
-from fastrl.train.precompute import precompute
-from fastrl.train.trainer import Trainer
+from fastrl.train.preference import PreferenceTrainer
 from fastrl.types import LogProbs
 
 STATS = ("top1", "mean_logit")
@@ -66,7 +62,7 @@ def dpo_loss(pairs: Pairs, config: DPOConfig, weight: torch.Tensor | float = 1.0
 
 
 @accepts_legacy(DPO, DPOConfig)
-class DPOTrainer(Trainer):
+class DPOTrainer(PreferenceTrainer):
     """DPO and its relatives on pairs of answers; a pair's prompt is computed once.
 
     Args:
@@ -92,6 +88,7 @@ class DPOTrainer(Trainer):
         "title": "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
         "id": "2305.18290",
     }
+    _prepare = staticmethod(prepare_preference)
 
     def __init__(
         self,
@@ -111,20 +108,14 @@ class DPOTrainer(Trainer):
         args = DPOConfig.of(args, setup.run_name(model, self._name))
         setup.check_dataset("train_dataset", train_dataset, args)
         set_seed(args.seed)
-        model = setup.policy(model, args, quantization_config)
-        tokenizer = setup.tokenizer(processing_class, model, args)
-        setup.set_pad_token(tokenizer, model, args)
-        model = setup.with_adapter(model, peft_config, args)
-        once = args.precompute_ref_log_probs
-        reference = reference_model(model, ref_model, peft_config is not None, asked_once=once)
-        self.router_aux_loss_coef = setup.router_aux_loss_coef(model, args.router_aux_loss_coef)
-        if args.disable_dropout:
-            setup.disable_dropout(model, reference)
+        model, reference, tokenizer = self._assemble(
+            model, ref_model, args, processing_class, quantization_config, peft_config
+        )
         super().__init__(
             model,
             args,
             data_collator or self._collator(tokenizer, args),
-            prepare_preference(train_dataset, tokenizer, args, "train_dataset"),
+            prepare_preference(train_dataset, tokenizer, args, "train"),
             setup.each(eval_dataset, lambda d: prepare_preference(d, tokenizer, args, "eval")),
             tokenizer,
             compute_metrics=compute_metrics,
@@ -143,66 +134,16 @@ class DPOTrainer(Trainer):
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
 
-    def _start_reference(self, reference: nn.Module | None) -> None:
-        """Place the reference beside the policy; let it follow, or run it over the dataset."""
-        args = self.args
-        if args.sync_ref_model:
-            if reference is None:
-                raise ValueError(
-                    "sync_ref_model needs a reference apart from the policy; an adapter's is the "
-                    "model itself without it"
-                )
-            self.add_callback(SyncRefModelCallback(reference, self.accelerator))
-        self._reference = Reference(self.accelerator, reference)
-        if args.precompute_ref_log_probs:
-            train = args.precompute_ref_batch_size or args.per_device_train_batch_size
-            held_out = args.precompute_ref_batch_size or args.per_device_eval_batch_size
-            self.train_dataset = self._precomputed(self.train_dataset, train)
-            self.eval_dataset = setup.each(
-                self.eval_dataset, lambda dataset: self._precomputed(dataset, held_out)
-            )
-
-    @property
-    def ref_model(self) -> nn.Module | None:
-        """The reference, where it is a model apart."""
-        return self._reference.model
-
-    def _precomputed(self, dataset: Any, batch_size: int) -> Any:
-        """The rows with `ref_chosen_logps` and `ref_rejected_logps`."""
-
-        def score(batch: Batch) -> dict[str, torch.Tensor]:
-            chosen, rejected = self._ref_logp(self.model, batch).chunk(2)
-            return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-
-        return precompute(self, dataset, batch_size, self._reference.key(self.model), score)
-
-    def prepare_eval_dataset(self, dataset: Any) -> Any:
-        """As the evaluation dataset given at construction."""
-        rows = prepare_preference(dataset, self.processing_class, self.args, "eval_dataset")
-        if not self.args.precompute_ref_log_probs or "ref_chosen_logps" in rows.column_names:
-            return rows
-        gone = self.ref_model is None and not adapters.is_peft(self.model)
-        if gone and self.state.global_step > 0:
-            raise ValueError(
-                "eval_dataset: with precompute_ref_log_probs and no ref_model the reference was "
-                "the policy before training, which is gone; give this dataset at construction, "
-                "or a ref_model"
-            )
-        size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
-        return self._precomputed(rows, size)
-
     def _set_signature_columns_if_needed(self) -> None:
         answers = ["chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
         self._signature_columns = ["prompt_ids", *answers]
 
-    def _ref_logp(self, model: nn.Module, inputs: Batch) -> torch.Tensor:
-        """(2B,) log-probabilities of the answers under the reference."""
-        if "ref_chosen_logps" in inputs:
-            return torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+    def _ref_columns(self, model: nn.Module, inputs: Batch) -> dict[str, torch.Tensor]:
         scores = self._reference.logprobs(model, masked_tokens(inputs, "completion_mask"))
-        return answer_logp(scores.logp, scores.mask, self.args.ld_alpha)
+        chosen, rejected = answer_logp(scores.logp, scores.mask, self.args.ld_alpha).chunk(2)
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
-    def _pairs(self, scores: LogProbs, ref_logp: torch.Tensor) -> Pairs:
+    def _pairs(self, scores: LogProbs, ref: Mapping[str, torch.Tensor]) -> Pairs:
         """What the losses see, from the (2B, T - 1) frames of the policy."""
         args = self.args
         length = scores.mask.sum(1).clamp(min=1)
@@ -210,7 +151,8 @@ class DPOTrainer(Trainer):
         chosen_nll = -scores.logp.chunk(2)[0].sum() / chosen_mask.sum()
         return Pairs(
             *answer_logp(scores.logp, scores.mask, args.ld_alpha).chunk(2),
-            *ref_logp.chunk(2),
+            ref["ref_chosen_logps"],
+            ref["ref_rejected_logps"],
             *length.chunk(2),
             chosen_nll=chosen_nll,
             beta=args.beta,
@@ -239,13 +181,13 @@ class DPOTrainer(Trainer):
             the loss, a scalar; or (loss, outputs).
         """
         # The reference runs first, so that its activations and the policy's never live together.
-        ref_logp = self._ref_logp(model, inputs)
+        ref = inputs if "ref_chosen_logps" in inputs else self._ref_columns(model, inputs)
         tokens = masked_tokens(inputs, "completion_mask")
         weighted = self.args.use_weighting
         stats = (*STATS, "log_sum_sq") if weighted else STATS
         coefficient = self.router_aux_loss_coef
         scores = logprobs(model, tokens, stats=stats, aux_loss=coefficient > 0)
-        pairs = self._pairs(scores, ref_logp)
+        pairs = self._pairs(scores, ref)
         loss = dpo_loss(pairs, self.args, self._weight(scores) if weighted else 1.0)
         if scores.aux_loss is not None:
             loss = loss + coefficient * scores.aux_loss
@@ -279,9 +221,3 @@ class DPOTrainer(Trainer):
         metrics.mean("rewards/margins", chosen - rejected)
         metrics.mean("logps/chosen", pairs.chosen_logp)
         metrics.mean("logps/rejected", pairs.rejected_logp)
-
-    def _logits(self, model: nn.Module, inputs: Batch) -> dict[str, torch.Tensor]:
-        names = ("input_ids", "attention_mask")
-        with torch.no_grad():
-            logits = model(**{name: inputs[name] for name in names}, use_cache=False).logits
-        return {"logits": logits, "labels": inputs["completion_mask"]}

@@ -93,13 +93,13 @@ class SFTTrainer(Trainer):
         model, tokenizer = self._assemble(
             model, args, processing_class, quantization_config, peft_config
         )
-        rows = self._prepare(train_dataset, tokenizer, args, "train_dataset")
+        rows = self._prepare(train_dataset, tokenizer, args, "train")
         super().__init__(
             model,
             args,
             data_collator or self._collator(tokenizer, args),
             rows,
-            setup.each(eval_dataset, lambda d: self._prepare(d, tokenizer, args, "eval_dataset")),
+            setup.each(eval_dataset, lambda d: self._prepare(d, tokenizer, args, "eval")),
             tokenizer,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
@@ -144,11 +144,12 @@ class SFTTrainer(Trainer):
         """Token ids and labels, packed where asked for."""
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             return dataset
-        return prepare_sft(dataset, tokenizer, args, self._formatting_func, name)
+        packing = args.packing if name == "train" else args.eval_packing
+        return prepare_sft(dataset, tokenizer, args, self._formatting_func, name, packing)
 
     def prepare_eval_dataset(self, dataset: Any) -> Any:
         """As the evaluation dataset given at construction."""
-        return self._prepare(dataset, self.processing_class, self.args, "eval_dataset")
+        return self._prepare(dataset, self.processing_class, self.args, "eval")
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["input_ids", "labels", "seq_lengths"]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-Kind = Literal["ratio", "min", "max"]
+Kind = Literal["ratio", "gap", "min", "max"]
 Key = tuple[str, Kind]
 
 
@@ -22,7 +22,8 @@ class Metrics:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        # key -> per micro-step a (2,) fp32 (numerator, denominator), or the extreme and 1
+        # key -> per micro-step a (2,) fp32 (numerator, denominator), or the extreme and 1; for a
+        # gap (4,), two ratios
         self._held: dict[Key, list[torch.Tensor]] = {}
 
     def ratio(self, name: str, numerator: torch.Tensor, denominator: torch.Tensor | float) -> None:
@@ -32,6 +33,16 @@ class Metrics:
     def mean(self, name: str, values: torch.Tensor) -> None:
         """Add a micro-step's mean over all entries of `values`, of all processes; may be empty."""
         self._add((name, "ratio"), values.detach().float().sum(), values.numel())
+
+    def gap(
+        self,
+        name: str,
+        left: tuple[torch.Tensor, torch.Tensor],
+        right: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        """Add the left ratio less the right; left out where a denominator is 0 everywhere."""
+        quad = torch.stack([part.detach().float() for part in (*left, *right)])
+        self._held.setdefault((name, "gap"), []).append(quad)
 
     def least(self, name: str, values: torch.Tensor) -> None:
         """Add a micro-step's smallest entry."""
@@ -56,7 +67,7 @@ class Metrics:
         """
         held, self._held = self._held, {}
         found: dict[str, float] = {}
-        for kind in ("ratio", "min", "max"):
+        for kind in ("ratio", "gap", "min", "max"):
             names = [name for name, of in held if of == kind]
             if names:
                 found.update(self._means(kind, names, held))
@@ -65,7 +76,7 @@ class Metrics:
     def _means(
         self, kind: Kind, names: list[str], held: Mapping[Key, list[torch.Tensor]]
     ) -> dict[str, float]:
-        steps = [torch.stack(held[name, kind]) for name in names]  # each (micro-steps, 2)
+        steps = [torch.stack(held[name, kind]) for name in names]  # each (micro-steps, 2 or 4)
         joined = torch.cat(steps)
         if self._accelerator.num_processes > 1:
             gathered = self._accelerator.gather(joined[None])  # (processes, rows, 2)
@@ -73,13 +84,14 @@ class Metrics:
         found = {}
         rows = joined.cpu()
         for name, own in zip(names, rows.split([len(s) for s in steps]), strict=True):
-            counted = own[own[:, 1] != 0].double()
+            counted = own[(own[:, 1::2] != 0).all(1)].double()
             if len(counted):
-                found[name] = (counted[:, 0] / counted[:, 1]).mean().item()
+                values = counted[:, 0::2] / counted[:, 1::2]
+                found[name] = (values[:, 0] - values[:, 1:].sum(1)).mean().item()
         return found
 
 
 def _over_processes(kind: Kind, gathered: torch.Tensor) -> torch.Tensor:
-    if kind == "ratio":
+    if kind in ("ratio", "gap"):
         return gathered.sum(0)
     return gathered.amin(0) if kind == "min" else gathered.amax(0)

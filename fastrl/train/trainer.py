@@ -62,13 +62,17 @@ class Trainer(transformers.Trainer):
         # transformers divides the loss by the accumulation steps unless the count was given to it.
         self.model_accepts_loss_kwargs = self.counts_labels
         self._adapt_old_overrides()
-        prepare_policy(self.model)
+        self._make_ready(self.model)
         self.model.add_model_tags(list(self._tag_names))
         self._both = {mode: Metrics(self.accelerator) for mode in ("train", "eval")}
         self._losses: list[torch.Tensor] = []
         self._tokens_seen = 0  # over all processes, up to the last log or checkpoint
         self._tokens_since = 0  # of this process, since then
         self._prefix = "eval"
+
+    def _make_ready(self, model: nn.Module) -> None:
+        """Install the door through which the model is asked."""
+        prepare_policy(model)
 
     def _adapt_old_overrides(self) -> None:
         for name, gained in _GAINED.items():

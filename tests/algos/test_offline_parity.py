@@ -20,7 +20,7 @@ RECORDED = Path(__file__).parent / "offline_parity" / "recorded"
 # Relative to the size of what TRL logs. TRL itself moves by 4e-7 from thread to thread.
 LOSS = 1e-5
 METRICS = 1e-4
-# Absolute, for means that cancel: their size says nothing of the size of their terms. Rewards are
+# Absolute, for means that cancel: their size says nothing of the size of their terms. Rewards, KL:
 # differences of two sums of log-probabilities of some -100, known to 1e-7 of that.
 ABSOLUTE = 2e-6
 REWARDS = 2e-5
@@ -29,7 +29,7 @@ REWARDS = 2e-5
 def compare(key: str, got: list[float], want: list[float], steepness: float) -> None:
     assert len(got) == len(want), f"{key}: logged {len(got)} times, TRL {len(want)} times"
     tolerance = steepness * LOSS if key in ("loss", "grad_norm", "eval_loss") else METRICS
-    absolute = REWARDS if "rewards/" in key else ABSOLUTE
+    absolute = REWARDS if "rewards/" in key or key in ("kl", "eval_kl") else ABSOLUTE
     for step, (ours, theirs) in enumerate(zip(got, want, strict=True), 1):
         assert math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=absolute), (
             f"{key} at step {step}: {ours} against TRL's {theirs}"

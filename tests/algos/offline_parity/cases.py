@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tests.algos.offline_parity.making import CHATML_TRAINING
@@ -40,12 +41,19 @@ DPO_LOSSES = (
 )  # fmt: skip
 
 
-def _dpo(name: str, rows: str = "preference", reference: bool = True, **config: Any) -> Case:
+def _case(
+    trainer: str, name: str, rows: str = "preference", reference: bool = True, **config: Any
+) -> Case:
     own = ("model", "lora", "evaluate", "steepness")
     settings = {key: config.pop(key) for key in own if key in config}
     # Some of these losses are so steep that larger steps enlarge fp32's own noise a thousandfold.
     config = {"learning_rate": 1e-4, **config}
-    return Case(f"dpo_{name}", "DPO", rows, config, reference=reference, **settings)
+    return Case(f"{trainer.lower()}_{name}", trainer, rows, config, reference=reference, **settings)
+
+
+_dpo = partial(_case, "DPO")
+_kto = partial(_case, "KTO")
+_reward = partial(_case, "Reward", reference=False)
 
 
 DPO = [
@@ -76,4 +84,29 @@ DPO = [
     _dpo("checkpointing", gradient_checkpointing=True),
 ]  # fmt: skip
 
-ALL = [*SFT, *DPO]
+KTO = [
+    _kto("unpaired", rows="unpaired"),
+    _kto("paired"),
+    _kto("apo", rows="unpaired", loss_type="apo_zero_unpaired"),
+    _kto("weights", rows="unpaired", desirable_weight=0.7, undesirable_weight=1.4, beta=0.3),
+    _kto("accumulation", rows="unpaired", gradient_accumulation_steps=2),
+    _kto("evaluated", rows="unpaired", evaluate=True, eval_strategy="steps", eval_steps=10),
+    _kto("truncated", rows="unpaired", max_length=40),
+    _kto("lora", rows="unpaired", reference=False, lora=True),
+    _kto("precomputed", rows="unpaired", precompute_ref_log_probs=True),
+    _kto("moe", rows="unpaired", model="qwen2_moe"),
+]
+
+REWARD = [
+    _reward("pairs"),
+    _reward("implicit", rows="preference_implicit", model="llama"),
+    _reward("chat", rows="preference_chat"),
+    _reward("centred", center_rewards_coefficient=0.05),
+    _reward("margin", rows="preference_margin"),
+    _reward("accumulation", gradient_accumulation_steps=2),
+    _reward("evaluated", evaluate=True, eval_strategy="steps", eval_steps=10),
+    _reward("filtered", max_length=60),
+    _reward("lora", lora=True),
+]
+
+ALL = [*SFT, *DPO, *KTO, *REWARD]

@@ -138,6 +138,11 @@ def rows(kind: str, count: int, seed: int = 0) -> Dataset:
                     "completion": [turn("assistant", good)],
                 },
                 "preference": {"prompt": both, "chosen": good, "rejected": bad},
+                "preference_margin": {
+                    "chosen": both + good,
+                    "rejected": both + bad,
+                    "margin": (i % 5) / 4,
+                },
                 "preference_implicit": {"chosen": both + good, "rejected": both + bad},
                 "preference_chat": {
                     "prompt": [turn("user", prompt)],
