@@ -8,6 +8,7 @@ model must learn to stop. A token that spans a border counts as the assistant's,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from fastrl.data.formats import common_length
 from fastrl.data.templates import has_generation_markers
 
 Span = tuple[int, int]  # characters of a text, end exclusive
+_REASONING = re.compile(r"<think>\s*(</think>\s*)?\Z")
 _SHOWN = 600  # characters of a text in an error
 
 
@@ -74,17 +76,31 @@ def assistant_spans(
     template = chat_template_of(tokenizer, template_kwargs.pop("chat_template", None), tools)
     template_kwargs["chat_template"] = template
     if not has_generation_markers(template):
-        prover = _Prover(conversations, tokenizer, tools, template_kwargs)
-        return prover.texts, [prover.spans(row) for row in range(len(conversations))]
+        return proven_spans(conversations, tokenizer, tools, **template_kwargs)
     texts, spans = render_marked(conversations, tokenizer, tools, **template_kwargs)
     for row, messages in enumerate(conversations):
-        if _turns(messages) and not any(end > start for start, end in spans[row]):
-            raise ValueError(
-                f"Conversation {row} has assistant messages, but its template marks nothing "
-                f"between {{% generation %}} and {{% endgeneration %}}. Its text:\n"
-                + texts[row][:_SHOWN]
-            )
+        marked = "".join(texts[row][start:end] for start, end in spans[row])
+        for i in _turns(messages):
+            content = messages[i].get("content")
+            said = content.split("</think>")[-1].strip() if isinstance(content, str) else ""
+            if not marked or (said not in marked and said in texts[row]):
+                raise ValueError(
+                    f"Message {i} of conversation {row} is the assistant's, but the template does "
+                    "not put it between {% generation %} and {% endgeneration %}. The text:\n"
+                    + texts[row][:_SHOWN]
+                )
     return texts, spans
+
+
+def proven_spans(
+    conversations: Sequence[Sequence[Message]],
+    tokenizer: Any,
+    tools: Sequence[Tool] | None = None,
+    **template_kwargs: Any,
+) -> tuple[list[str], list[list[Span]]]:
+    """`assistant_spans` by rendering anew alone, whatever the template marks itself."""
+    prover = _Prover(conversations, tokenizer, tools, template_kwargs)
+    return prover.texts, [prover.spans(row) for row in range(len(conversations))]
 
 
 def tokenize_spans(
@@ -107,6 +123,30 @@ def tokenize_spans(
             mask[first:last] = [1] * (last - first)
         masks.append(mask)
     return encoded["input_ids"], masks
+
+
+def is_chat_template_stop_token_trained(
+    processing_class: Any, chat_template: str | None = None
+) -> bool:
+    """Whether the assistant's part ends with a token of the added vocabulary, which ends its turn.
+
+    Asked of a turn that another message follows; trailing white space is left aside. Templates
+    without such a token (the next turn's header ends the turn, as in GLM-4) do not teach to stop.
+    """
+    talk = [
+        {"role": role, "content": content}
+        for role, content in (("user", "hello"), ("assistant", "yes"), ("user", "thanks"))
+    ]
+    try:
+        ids, mask = assistant_mask(talk, processing_class, chat_template=chat_template)
+    except (TemplateError, TypeError, ValueError):
+        return False
+    tokenizer = tokenizer_of(processing_class)
+    added = set(tokenizer.get_added_vocab().values())
+    said = [token for token, one in zip(ids, mask, strict=True) if one]
+    while said and not tokenizer.decode(said[-1:]).strip():
+        said.pop()
+    return bool(said) and said[-1] in added
 
 
 def _tokens_of(encoding: Any, start: int, end: int) -> Span:
@@ -136,6 +176,14 @@ def _turns(messages: Sequence[Message]) -> list[int]:
     return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
 
 
+def _unfilled(prompted: str) -> str:
+    """A text less the reasoning that its generation prompt opens: that counts as the assistant's.
+
+    So turns begin at the same place with thinking on and off, as in TRL's training templates.
+    """
+    return _REASONING.sub("", prompted)
+
+
 class _Prover:
     """Finds assistant turns by rendering conversations anew up to them.
 
@@ -157,7 +205,9 @@ class _Prover:
         turns = [(row, i) for row, m in enumerate(conversations) for i in _turns(m)]
         begun = [(row, i) for row, i in turns if i > 0]
         ended = [(row, i) for row, i in turns if i + 1 < len(conversations[row])]
-        befores = self._render([conversations[row][:i] for row, i in begun], prompt=True)
+        befores = map(
+            _unfilled, self._render([conversations[row][:i] for row, i in begun], prompt=True)
+        )
         throughs = self._render([conversations[row][: i + 1] for row, i in ended])
         self.before = dict(zip(begun, befores, strict=True))
         self.through = dict(zip(ended, throughs, strict=True))
@@ -202,36 +252,60 @@ class _Prover:
         return start
 
     def _start_of_content(self, row: int, i: int, before: str | None, least: int) -> int | None:
-        """For a prompt that the whole text lacks: where the content begins, if that is the turn's.
+        """For a text that does not go on from the whole generation prompt.
 
-        The content is exchanged for others to see where it begins. What precedes it must be what
-        begins the generation prompt as well, or must hold the generation prompt once.
+        After the messages before, it goes on from the prompt's beginning at least: where it leaves
+        the prompt, the turn begins. Other content shows that this is no chance of its first letter.
+        A first message has no prompt; the text before its content must hold the usual one once.
         """
         messages = list(self.conversations[row])
         probes = [[*messages[:i], {**messages[i], "content": c}] for c in ("0", "1")]
         probed = self._render([probe + messages[i + 1 :] for probe in probes])
-        content = common_length(*probed)
         text = self.texts[row]
-        if text[:content] != probed[0][:content] or content == len(probed[0]):
+        if before is not None:
+            start = min(common_length(before, text), common_length(before, probed[0]))
+            bare = self._ends(self._render([messages[:i]])[0])
+            known = any(before.startswith(end) and start >= len(end) for end in bare)
+            return start if known and start >= least else None
+        content = common_length(*probed)
+        if text[:content] != probed[0][:content]:
             return None
-        if before is not None and common_length(before, probed[0]) == content:
-            return content
-        closed, open_ = text, self._render([messages], prompt=True)[0]
-        prompt = open_.removeprefix(closed)
-        if open_ == closed + prompt and text.count(prompt, least, content) == 1:
-            return text.index(prompt, least, content) + len(prompt)
+        prompted = _unfilled(self._render([messages], prompt=True)[0])
+        for closed in self._ends(text):
+            prompt = prompted.removeprefix(closed)
+            if prompt not in ("", prompted) and text.count(prompt, least, content) == 1:
+                return text.index(prompt, least, content) + len(prompt)
         return None
+
+    def _ends(self, text: str) -> tuple[str, str]:
+        """The text, also without the end-of-text token that some templates close any text with."""
+        return text, text.removesuffix(tokenizer_of(self.tokenizer).eos_token or "")
 
     def _end(self, row: int, i: int, start: int) -> int:
         text, through = self.texts[row], self.through.get((row, i))
         if through is None:
             return len(text)
-        # Some templates close every text with the end-of-text token, whatever comes last.
-        eos = tokenizer_of(self.tokenizer).eos_token or ""
-        for beginning in (through, through.removesuffix(eos)):
+        for beginning in (*self._ends(through), *self._unprompted(row, i)):
             if text.startswith(beginning) and len(beginning) > start:
                 return len(beginning)
         self._refuse(row, i, "through this message is rendered otherwise alone", through)
+
+    def _unprompted(self, row: int, i: int) -> list[str]:
+        """The text through a message with the generation prompt, less that prompt.
+
+        For templates that end the last turn of all otherwise than those before it.
+        """
+        messages = self.conversations[row]
+        if (row, i) not in self.before:
+            return []
+        (bare,) = self._render([messages[:i]])
+        prompted = _unfilled(self._render([messages[: i + 1]], prompt=True)[0])
+        prompts = [self.before[row, i].removeprefix(closed) for closed in self._ends(bare)]
+        return [
+            prompted.removesuffix(prompt)
+            for prompt in prompts
+            if prompt and prompt != self.before[row, i] and prompted.endswith(prompt)
+        ]
 
     def _refuse(self, row: int, i: int, why: str, alone: str) -> NoReturn:
         text = self.texts[row]
