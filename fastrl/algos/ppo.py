@@ -16,22 +16,20 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from fastrl.algos.kl_control import kl_controller, kl_per_token
 from fastrl.algos.ppo_batch import PPOBatch, PPOExperience
 from fastrl.algos.ppo_config import PPOConfig
-from fastrl.algos.ppo_padded import PaddedPPO, entropy_from_logits
+from fastrl.algos.ppo_padded import PaddedPPO, Rows, entropy_from_logits
 from fastrl.algos.ppo_statistics import average_over_ranks, merge_minibatches, step_statistics
 from fastrl.models import PreTrainedModelWrapper
 from fastrl.models.policy import logprobs
 from fastrl.ops.gae import gae
 from fastrl.ops.shaped_rewards import shaped_rewards
 from fastrl.train.agreement import agreed
-from fastrl.train.classic import check_parts, default_adam
+from fastrl.train.classic_parts import check_parts, default_adam, with_pad_token
 from fastrl.train.descent import Descent
 from fastrl.train.device_cache import emptied_device_cache
 from fastrl.train.moments import RunningMoments, scaled_scores
 from fastrl.train.seed import set_seed
 from fastrl.train.statistics import Masked, check_finite, flatten_dict, to_host
 from fastrl.train.stopwatch import Stopwatch
-
-Rows = list[torch.Tensor]
 
 # exp() of more overflows fp32; the batch of such a ratio is over any sensible ratio_threshold.
 _MAX_LOG_RATIO = 80.0
@@ -115,8 +113,9 @@ class PPOTrainer(PaddedPPO):
 
     Every forward runs in eval mode, so without dropout, as in TRL. Overriding or calling
     `batched_forward_pass`, `train_minibatch` or `loss` gives TRL's contract: every position, logits
-    returned. While none of them is overridden `step` runs packed rows and scores response tokens
-    only; prompt positions of `objective/logprobs` and `objective/ref_logprobs` are then 0.
+    returned. While neither they nor `prepare_model_inputs` are overridden `step` runs packed rows
+    and scores response tokens only; prompt positions of `objective/logprobs` and
+    `objective/ref_logprobs` are then 0.
 
     Raises:
         ValueError: for an argument of the wrong type.
@@ -136,11 +135,11 @@ class PPOTrainer(PaddedPPO):
     ) -> None:
         if not isinstance(config, PPOConfig):
             raise ValueError(f"config must be a PPOConfig, got {type(config).__name__}")
-        check_parts(model, ref_model, tokenizer, lr_scheduler)
+        check_parts(model, ref_model, tokenizer, optimizer, lr_scheduler)
+        self.tokenizer = with_pad_token(tokenizer)
         set_seed(config.seed)
         self.config = config
         self.model = model
-        self.tokenizer = self._with_pad_token(tokenizer)
         self.accelerator = self._start_accelerator()
         self.is_distributed = self.accelerator.num_processes > 1
         self._describe_run()
@@ -180,15 +179,18 @@ class PPOTrainer(PaddedPPO):
             40 statistics: python floats, and fp32 arrays for `*_dist`, `objective/logprobs`,
             `objective/ref_logprobs`, `ppo/policy/advantages` and `ppo/policy/ratio`.
 
+        A step that raises leaves the weights of its last good minibatch, or of its start if it had
+        none, no gradient, and the scores' moments and numpy's generator as they were.
+
         Raises:
             ValueError: for rows that do not fit, before anything is changed.
-            FloatingPointError: for a NaN or infinity; the weights are those of the last good step.
+            FloatingPointError: for a NaN or infinity, before it reaches a weight.
+            RuntimeError: where gradients are disabled.
         """
-        with emptied_device_cache(self.config.optimize_device_cache):
-            rows = self._step_safety_checker(
+        with emptied_device_cache(self.config.optimize_device_cache), self._undone_on_error():
+            queries, responses, scores, response_masks = self._step_safety_checker(
                 self.config.batch_size, queries, responses, scores, response_masks
             )
-            queries, responses, scores, response_masks = rows
             total_scores = scaled_scores(scores, self.running, self.config)
             self._push_if_best(total_scores)
             watch = Stopwatch()
@@ -222,6 +224,9 @@ class PPOTrainer(PaddedPPO):
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         return stats
+
+    def _reads_padding(self) -> bool:
+        return not self._is_packed()
 
     def _is_packed(self) -> bool:
         """Whether nothing that TRL's padded contract promises has been overridden."""
@@ -389,5 +394,6 @@ class PPOTrainer(PaddedPPO):
 
 
 _PADDED_CONTRACT = {
-    name: getattr(PPOTrainer, name) for name in ("batched_forward_pass", "train_minibatch", "loss")
+    name: getattr(PPOTrainer, name)
+    for name in ("prepare_model_inputs", "batched_forward_pass", "train_minibatch", "loss")
 }

@@ -9,19 +9,22 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, LoggerType, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedTokenizerBase
 
-from fastrl.legacy import warn_once
-from fastrl.models import SUPPORTED_ARCHITECTURES, PreTrainedModelWrapper, create_reference_model
+from fastrl.models import PreTrainedModelWrapper, create_reference_model
+from fastrl.models.embeddings import position_limit, vocabulary_size
 from fastrl.models.policy import counts_pads, prepare_policy
 from fastrl.rollout.generate import generate_batched, generate_one
 from fastrl.train.agreement import agreed
+from fastrl.train.classic_parts import check_pad_id
+from fastrl.train.descent import Descent
+from fastrl.train.moments import RunningMoments
 from fastrl.train.publishing import PublishingTrainer
-from fastrl.train.step_inputs import check_step_inputs
+from fastrl.train.step_inputs import Limits, check_prompts, check_step_inputs
 
 _LOGGED_COLUMNS = ("label", "query", "response")  # kept beside the columns that forward() takes
 
@@ -36,6 +39,10 @@ class ClassicTrainer(PublishingTrainer):
     is_peft_model: bool
     _pads_count: bool
     push_to_hub_kwargs: dict[str, Any]
+    compare_step: int
+    highest_reward: float
+    running: RunningMoments
+    _descend: Descent
     data_collator: Any
     optional_peft_ctx: Callable[[], AbstractContextManager[Any]]
     current_device: torch.device
@@ -54,7 +61,9 @@ class ClassicTrainer(PublishingTrainer):
                 num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
             )
         project = ProjectConfiguration(**config.project_kwargs)
-        return Accelerator(log_with=config.log_with, project_config=project, **kwargs)
+        accelerator = Accelerator(log_with=config.log_with, project_config=project, **kwargs)
+        _require_trackers(config.log_with, accelerator.log_with)
+        return accelerator
 
     def _describe_run(self) -> None:
         """Fill what config and trainer know only now."""
@@ -83,6 +92,11 @@ class ClassicTrainer(PublishingTrainer):
                 )
             return ref_model
         if self.is_peft_model:
+            if num_shared_layers is not None:
+                raise ValueError(
+                    "num_shared_layers: a PEFT model is its own reference with the adapter off, "
+                    "and shares every layer; leave it out"
+                )
             return None
         return create_reference_model(self.model, num_shared_layers=num_shared_layers)
 
@@ -110,18 +124,6 @@ class ClassicTrainer(PublishingTrainer):
         elif not quantised:
             self.ref_model = self._prepare_deepspeed(self.ref_model)
 
-    def _with_pad_token(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-        """The tokenizer, padding with its end of sequence if it has no padding token."""
-        if tokenizer.pad_token_id is None:
-            if tokenizer.eos_token is None:
-                raise ValueError(
-                    "tokenizer has neither a padding nor an end-of-sequence token: set "
-                    "tokenizer.pad_token before making the trainer"
-                )
-            warn_once(f"tokenizer has no padding token: padding with {tokenizer.eos_token!r}")
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
-
     def prepare_dataloader(
         self, dataset: Any, data_collator: Callable[..., Any] | None = None
     ) -> DataLoader:
@@ -131,8 +133,10 @@ class ClassicTrainer(PublishingTrainer):
         `config.remove_unused_columns` is False.
 
         Raises:
-            ValueError: if there are fewer rows than one batch.
+            ValueError: if there are fewer rows than one batch, or the collator is no function.
         """
+        if data_collator is not None and not callable(data_collator):
+            raise ValueError(f"data_collator must be callable, got {type(data_collator).__name__}")
         if hasattr(dataset, "remove_columns"):
             dataset = self._remove_unused_columns(dataset)
         if hasattr(dataset, "__len__") and len(dataset) < self.config.batch_size:
@@ -162,10 +166,16 @@ class ClassicTrainer(PublishingTrainer):
                 message += "; prepare your own dataloader with trainer.accelerator.prepare(...)"
             warnings.warn(message, UserWarning, stacklevel=4)
             return None
-        if not (isinstance(dataset, Dataset) or hasattr(dataset, "remove_columns")):
+        known = isinstance(dataset, Dataset) or hasattr(dataset, "remove_columns")
+        if not known or isinstance(dataset, dict):
             raise ValueError(
                 f"dataset is a {type(dataset).__name__}: give a torch.utils.data.Dataset or a "
-                "datasets.Dataset"
+                "datasets.Dataset (of a DatasetDict, one split)"
+            )
+        if not hasattr(dataset, "__len__"):
+            raise ValueError(
+                f"dataset is a {type(dataset).__name__}, a stream without a length, which cannot "
+                "be shuffled: give one with a length, or None and batches of your own"
             )
         return dataset
 
@@ -193,9 +203,17 @@ class ClassicTrainer(PublishingTrainer):
             For one prompt: a tensor (1, L), not cut.
 
         Raises:
-            ValueError: for a prompt that is not 1-D or is empty.
+            ValueError: for a prompt that is not 1-D, is empty or holds what are no ids of the
+                model's, or a wrong argument.
         """
-        kwargs = {"length_sampler": length_sampler, "return_prompt": return_prompt}
+        kwargs: dict[str, Any] = {"length_sampler": length_sampler, "return_prompt": return_prompt}
+        if length_sampler is not None and not callable(length_sampler):
+            raise ValueError(
+                f"length_sampler must be callable, got {type(length_sampler).__name__}; for one "
+                "length give max_new_tokens"
+            )
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: a whole number of at least 1 is needed")
         if isinstance(query_tensor, list):
             kwargs["batch_size"] = batch_size
         response = self._respond(self.model, query_tensor, **kwargs, **generation_kwargs)
@@ -206,15 +224,16 @@ class ClassicTrainer(PublishingTrainer):
 
     def _respond(self, model: Any, query: Any, **kwargs: Any) -> Any:
         """One model's responses to a prompt or a list of prompts."""
-        for i, row in enumerate(query if isinstance(query, list) else [query]):
-            if not isinstance(row, torch.Tensor) or row.ndim != 1 or row.numel() == 0:
-                found = tuple(row.shape) if isinstance(row, torch.Tensor) else type(row).__name__
-                raise ValueError(f"query_tensor[{i}] must be a 1-D tensor of token ids: {found}")
-        if isinstance(query, list):
-            return self._generate_batched(model, query, **kwargs)
-        model = self.accelerator.unwrap_model(model)
-        query = query.to(self.current_device)
-        return generate_one(model, query, is_encoder_decoder=self.is_encoder_decoder, **kwargs)
+        inner = self.accelerator.unwrap_model(model)
+        rows = query if isinstance(query, list) else [query]
+        check_prompts("query_tensor", rows, vocabulary_size(inner.pretrained_model))
+        rows = [row.to(self.current_device, torch.int64) for row in rows]
+        if not isinstance(query, list):
+            kwargs["is_encoder_decoder"] = self.is_encoder_decoder
+            return generate_one(inner, rows[0], **kwargs)
+        if len({len(row) for row in rows}) > 1:
+            check_pad_id(self.tokenizer, inner.pretrained_model)
+        return self._generate_batched(model, rows, **kwargs)
 
     def _generate_batched(
         self, model: Any, query_tensors: list[torch.Tensor], **kwargs: Any
@@ -292,18 +311,50 @@ class ClassicTrainer(PublishingTrainer):
         self, batch_size: int | None, queries: Any, responses: Any, scores: Any, masks: Any = None
     ) -> tuple[Any, Any, Any, Any]:
         """The step's rows on this device, after every rank's rows have passed the checks."""
-        embeddings = self.accelerator.unwrap_model(
-            self.model
-        ).pretrained_model.get_input_embeddings()
+        if not torch.is_grad_enabled():
+            raise RuntimeError("step() trains: call it outside no_grad() and inference_mode()")
         with agreed(self.accelerator, "the check of queries, responses and scores"):
-            check_step_inputs(
-                batch_size, queries, responses, scores, masks, embeddings.num_embeddings
-            )
-        on_device = [
-            None if rows is None else [row.to(self.current_device) for row in rows]
-            for rows in (queries, responses, scores, masks)
-        ]
-        return tuple(on_device)
+            check_step_inputs(batch_size, queries, responses, scores, masks, self._limits())
+            sizes = {len(q) + len(r) for q, r in zip(queries, responses, strict=True)}
+            if self._reads_padding() and (self.is_encoder_decoder or len(sizes) > 1):
+                check_pad_id(
+                    self.tokenizer, self.accelerator.unwrap_model(self.model).pretrained_model
+                )
+        device = self.current_device
+        queries, responses = (
+            [row.to(device, torch.int64) for row in rows] for rows in (queries, responses)
+        )
+        if masks is not None:
+            masks = [mask.to(device) for mask in masks]
+        return queries, responses, [score.to(device) for score in scores], masks
+
+    def _reads_padding(self) -> bool:
+        """Whether the padding of a step's rows goes through the model."""
+        return True
+
+    def _limits(self) -> Limits:
+        """The ids and lengths that model and reference both take."""
+        models = [m for m in (self.model, self.ref_model) if m is not None]
+        inner = [self.accelerator.unwrap_model(m).pretrained_model for m in models]
+        longest = [] if self.is_encoder_decoder else [position_limit(m) for m in inner]
+        return Limits(
+            vocabulary=min((n for m in inner if (n := vocabulary_size(m))), default=None),
+            tokens=min((n for n in longest if n), default=None),
+        )
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Take back what a step that fails has changed beside the weights, to be tried again."""
+        running, generator = vars(self.running).copy(), np.random.get_state()
+        training = self.model.training
+        try:
+            yield
+        except BaseException:
+            vars(self.running).update(running)
+            np.random.set_state(generator)
+            self._descend.abandon()
+            self.model.train(training)
+            raise
 
     def _push_if_best(self, scores: torch.Tensor) -> None:
         """Every `compare_steps` steps, push the model if its mean score is the best yet."""
@@ -316,30 +367,14 @@ class ClassicTrainer(PublishingTrainer):
         self.compare_step += 1
 
 
-def check_parts(model: Any, ref_model: Any, tokenizer: Any, lr_scheduler: Any) -> None:
-    """Check the types of what a trainer is made of.
+def _require_trackers(wanted: Any, found: list[Any]) -> None:
+    """Check that accelerate has every tracker asked for; it leaves out what is not installed.
 
     Raises:
-        ValueError: naming the argument and what it was.
+        ImportError: naming the tracker.
     """
-    names = " or ".join(c.__name__ for c in SUPPORTED_ARCHITECTURES)
-    if not isinstance(model, SUPPORTED_ARCHITECTURES):
-        raise ValueError(
-            f"model must be an {names}, got {type(model).__name__}: wrap it, "
-            "AutoModelForCausalLMWithValueHead.from_pretrained(model)"
-        )
-    if ref_model is not None and not isinstance(ref_model, SUPPORTED_ARCHITECTURES):
-        raise ValueError(f"ref_model must be an {names} or None, got {type(ref_model).__name__}")
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ValueError(f"tokenizer must be a transformers tokenizer: {type(tokenizer).__name__}")
-    scheduler = torch.optim.lr_scheduler.LRScheduler
-    if lr_scheduler is not None and not isinstance(lr_scheduler, scheduler):
-        raise ValueError(
-            f"lr_scheduler must be a torch LRScheduler, got {type(lr_scheduler).__name__}"
-        )
-
-
-def default_adam(parameters: list[torch.nn.Parameter], learning_rate: float) -> torch.optim.Adam:
-    """Adam, in torch's fused form where all parameters are floats on a CPU or a CUDA device."""
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+    there = {str(tracker) for tracker in found}
+    for tracker in wanted if isinstance(wanted, list | tuple) else [wanted]:
+        name = str(tracker)
+        if isinstance(tracker, str | LoggerType) and name not in there | {"all"}:
+            raise ImportError(f"log_with={name!r} needs the package {name}, which is not installed")

@@ -49,6 +49,16 @@ class Descent:
         self.zero_grad()
         return seen
 
+    def abandon(self) -> None:
+        """Forget the minibatches that have accumulated since the last optimizer step.
+
+        Between two steps the prepared optimizer's own `zero_grad` does nothing.
+        """
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        self.accelerator.step = 0
+
     def zero_grad(self) -> None:
         """Fill gradients with zeros; callers of `step()` read `param.grad` afterwards."""
         if self._keeps_zeros:

@@ -12,26 +12,29 @@ class RunningMoments:
     """Mean and unbiased standard deviation of all scores seen so far, over all processes.
 
     Batches are merged by the parallel update of Chan, Golub and LeVeque (1983). `mean`, `std` and
-    `var` are fp32 scalars; before the first batch they are 0, 1 and 1.
+    `var` are fp64 scalars on the CPU, since squares of large fp32 scores overflow fp32; before the
+    first batch they are 0, 1 and 1.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        device = accelerator.device
-        self.mean = torch.zeros((), device=device)
-        self.std = torch.ones((), device=device)
-        self.var = torch.ones((), device=device)  # biased: mean squared deviation
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self.std = torch.ones((), dtype=torch.float64)
+        self.var = torch.ones((), dtype=torch.float64)  # biased: mean squared deviation
         self.count = 1e-24
 
     def _batch_moments(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Mean, biased variance and number of the batch's scores, over all processes."""
         if self.accelerator.num_processes == 1:
             return scores.mean(), scores.var(unbiased=False), scores.numel()
-        sums = torch.stack([scores.sum(), torch.full_like(scores.sum(), scores.numel())])
-        total, count = self.accelerator.reduce(sums, "sum").unbind()
+        total, count = self._summed(torch.stack([scores.sum(), scores.new_tensor(scores.numel())]))
         mean = total / count
-        squares = self.accelerator.reduce(((scores - mean) ** 2).sum(), "sum")
+        squares = self._summed(((scores - mean) ** 2).sum())
         return mean, squares / count, count.item()
+
+    def _summed(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, back on the CPU."""
+        return self.accelerator.reduce(numbers.to(self.accelerator.device), "sum").cpu()
 
     @torch.no_grad()
     def update(self, scores: torch.Tensor) -> tuple[float, float]:
@@ -39,7 +42,7 @@ class RunningMoments:
 
         A first batch of one score has no deviation: `std` is then NaN.
         """
-        mean, var, count = self._batch_moments(scores.float())
+        mean, var, count = self._batch_moments(scores.double().cpu())
         delta = mean - self.mean
         total = self.count + count
         squares = var * count + self.var * self.count + delta**2 * self.count * count / total

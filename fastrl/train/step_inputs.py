@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +10,18 @@ import torch
 Rows = list[torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What the models of a step can take."""
+
+    vocabulary: int | None = None  # ids must be below it; None leaves ids unchecked
+    tokens: int | None = None  # longest query and response together; None: any length
+
+
 def _check_list(name: str, rows: Any, batch_size: int | None) -> None:
     if not isinstance(rows, list):
-        raise ValueError(f"{name} must be a list of tensors, got {type(rows).__name__}")
+        mend = f": list({name})" if isinstance(rows, tuple | torch.Tensor) else ""
+        raise ValueError(f"{name} must be a list of tensors, got {type(rows).__name__}{mend}")
     if batch_size is not None and len(rows) != batch_size:
         raise ValueError(
             f"{name} has {len(rows)} entries but the batch size is {batch_size}: give one per row, "
@@ -19,20 +29,30 @@ def _check_list(name: str, rows: Any, batch_size: int | None) -> None:
         )
     for i, row in enumerate(rows):
         if not isinstance(row, torch.Tensor):
-            raise ValueError(f"{name}[{i}] must be a tensor, got {type(row).__name__}")
+            raise ValueError(
+                f"{name}[{i}] must be a tensor, got {type(row).__name__}: torch.as_tensor({name}"
+                f"[{i}])"
+            )
 
 
-def _check_tokens(name: str, rows: Rows, vocab_size: int | None) -> None:
+def check_prompts(name: str, rows: Rows, vocab_size: int | None) -> None:
+    """Check that each entry is 1-D token ids.
+
+    Raises:
+        ValueError: naming the entry and what is wrong with it.
+    """
     for i, row in enumerate(rows):
+        if not isinstance(row, torch.Tensor):
+            raise ValueError(f"{name}[{i}] must be a tensor, got {type(row).__name__}")
         if row.ndim != 1:
             raise ValueError(f"{name}[{i}] must be 1-D, got shape {tuple(row.shape)}: squeeze it")
-        if row.is_floating_point() or row.dtype == torch.bool:
+        if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
             raise ValueError(f"{name}[{i}] must hold token ids, got {row.dtype}: use .long()")
         if row.numel() == 0:
             raise ValueError(f"{name}[{i}] is empty: every row needs at least one token")
-    if vocab_size is None:
+    if vocab_size is None or not rows:
         return
-    joined = torch.cat([row.reshape(-1) for row in rows])
+    joined = torch.cat([row.long() for row in rows])
     bad = (joined < 0) | (joined >= vocab_size)
     if bool(bad.any()):
         at = int(bad.nonzero()[0])
@@ -47,14 +67,26 @@ def _check_tokens(name: str, rows: Rows, vocab_size: int | None) -> None:
         )
 
 
+def _check_lengths(queries: Rows, responses: Rows, longest: int | None) -> None:
+    for i, (query, response) in enumerate(zip(queries, responses, strict=True)):
+        tokens = len(query) + len(response)
+        if longest is not None and tokens > longest:
+            raise ValueError(
+                f"queries[{i}] and responses[{i}] have {tokens} tokens together, the model takes "
+                f"{longest} (max_position_embeddings): shorten them, or max_new_tokens"
+            )
+
+
 def _check_scores(scores: Rows) -> None:
     for i, score in enumerate(scores):
         if score.ndim > 1 or score.numel() != 1:
             raise ValueError(f"scores[{i}] must hold one number, got shape {tuple(score.shape)}")
+        if score.is_complex():
+            raise ValueError(f"scores[{i}] is complex: a score is one real number")
     finite = torch.stack([score.reshape(()).float() for score in scores]).isfinite()
     if not bool(finite.all()):
         i = int((~finite).nonzero()[0])
-        raise ValueError(f"scores[{i}] is {scores[i].item()}: scores must be finite")
+        raise ValueError(f"scores[{i}] is {scores[i].item()}: scores must be finite (as fp32)")
 
 
 def _check_masks(masks: Rows, responses: Rows) -> None:
@@ -64,7 +96,9 @@ def _check_masks(masks: Rows, responses: Rows) -> None:
                 f"response_masks[{i}] has shape {tuple(mask.shape)}, its response "
                 f"{tuple(response.shape)}: give one entry per response token"
             )
-        if not bool(mask.bool().any()):
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError(f"response_masks[{i}] must hold 0 and 1 only: 1 where a token counts")
+        if not bool(mask.any()):
             raise ValueError(f"response_masks[{i}] is all 0: at least one token must count")
 
 
@@ -74,7 +108,7 @@ def check_step_inputs(
     responses: Rows,
     scores: Rows,
     masks: Rows | None,
-    vocab_size: int | None,
+    limits: Limits,
 ) -> None:
     """Check a step's rows.
 
@@ -82,8 +116,8 @@ def check_step_inputs(
         batch_size: rows wanted, or None for any number.
         queries, responses: 1-D token ids, none empty.
         scores: one finite number per row, shape () or (1,).
-        masks: 1-D per response, not all zero; or None.
-        vocab_size: ids must be below it; None leaves ids unchecked.
+        masks: 1-D per response, 0 or 1, not all zero; or None.
+        limits: of the models that the rows go through.
 
     Raises:
         ValueError: naming the argument, the row and what is wrong with it.
@@ -97,6 +131,7 @@ def check_step_inputs(
         _check_masks(masks, responses)
     if not queries:
         raise ValueError("queries is empty: a step needs at least one row")
-    _check_tokens("queries", queries, vocab_size)
-    _check_tokens("responses", responses, vocab_size)
+    check_prompts("queries", queries, limits.vocabulary)
+    check_prompts("responses", responses, limits.vocabulary)
+    _check_lengths(queries, responses, limits.tokens)
     _check_scores(scores)

@@ -66,7 +66,9 @@ def test_prompt_positions_are_zero_only_when_packed(make_trainer, rows):
     assert second[:, 0].all()
 
 
-@pytest.mark.parametrize("name", ["batched_forward_pass", "train_minibatch", "loss"])
+@pytest.mark.parametrize(
+    "name", ["prepare_model_inputs", "batched_forward_pass", "train_minibatch", "loss"]
+)
 def test_a_method_replaced_on_the_instance_is_called(make_trainer, rows, name):
     trainer = make_trainer()
     called = []
@@ -344,5 +346,5 @@ def test_generate_with_the_reference_and_a_length_sampler(make_trainer):
 
 
 def test_generate_refuses_a_batch_tensor(make_trainer):
-    with pytest.raises(ValueError, match=r"query_tensor\[0\] must be a 1-D tensor"):
+    with pytest.raises(ValueError, match=r"query_tensor\[0\] must be 1-D, got shape \(2, 3\)"):
         make_trainer().generate(torch.ones(2, 3, dtype=torch.long))

@@ -25,6 +25,13 @@ def test_running_moments_equal_those_of_all_scores():
         np.testing.assert_allclose(running.std.item(), everything.std(ddof=1), rtol=1e-5)
 
 
+def test_scores_whose_squares_overflow_fp32_leave_finite_moments():
+    running = RunningMoments(Accelerator(cpu=True))
+    running.update(torch.tensor([3e38, -1e38, 0.0]))
+    values = np.array([3e38, -1e38, 0.0])
+    np.testing.assert_allclose(running.std.item(), values.std(ddof=1), rtol=1e-6)
+
+
 def test_a_first_batch_of_one_has_no_deviation():
     running = RunningMoments(Accelerator(cpu=True))
     running.update(torch.tensor([2.0]))

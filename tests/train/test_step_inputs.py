@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fastrl.train.step_inputs import check_step_inputs
+from fastrl.train.step_inputs import Limits, check_step_inputs
 
 VOCAB = 10
+LONGEST = 7
 
 
 def rows(n=2):
@@ -16,7 +17,7 @@ def rows(n=2):
 
 
 def check(queries, responses, scores, masks=None, batch_size=2):
-    check_step_inputs(batch_size, queries, responses, scores, masks, VOCAB)
+    check_step_inputs(batch_size, queries, responses, scores, masks, Limits(VOCAB, LONGEST))
 
 
 def test_good_rows_pass():
@@ -29,7 +30,7 @@ def test_good_rows_pass():
 def test_not_a_list(name):
     given = dict(zip(("queries", "responses", "scores"), rows(), strict=True))
     given[name] = torch.stack(given[name])
-    with pytest.raises(ValueError, match=f"{name} must be a list of tensors, got Tensor"):
+    with pytest.raises(ValueError, match=rf"{name} must be a list of tensors.*: list\({name}\)"):
         check(**given)
 
 
@@ -51,7 +52,9 @@ def test_unequal_lists_without_a_batch_size():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([1, 2], "must be a tensor, got list"),
+        ([1, 2], r"must be a tensor, got list: torch.as_tensor\(.*\[1\]\)"),
+        (torch.tensor([1 + 0j]), "token ids, got torch.complex64"),
+        (torch.tensor([True]), "token ids, got torch.bool"),
         (torch.tensor([[1, 2]]), r"must be 1-D, got shape \(1, 2\)"),
         (torch.tensor([], dtype=torch.long), "is empty"),
         (torch.tensor([1.0, 2.0]), "token ids, got torch.float32"),
@@ -81,6 +84,8 @@ def test_the_position_of_a_bad_id_is_named():
         (torch.tensor(float("nan")), "is nan: scores must be finite"),
         (torch.tensor(float("-inf")), "is -inf"),
         (1.0, "must be a tensor, got float"),
+        (torch.tensor(1e300, dtype=torch.float64), "is 1e.300: scores must be finite"),
+        (torch.tensor(1j), "is complex"),
     ],
 )
 def test_bad_scores(score, message):
@@ -92,9 +97,32 @@ def test_bad_scores(score, message):
 
 @pytest.mark.parametrize(
     ("mask", "message"),
-    [(torch.tensor([0, 0]), "is all 0"), (torch.tensor([1, 1, 1]), r"shape \(3,\)")],
+    [
+        (torch.tensor([0, 0]), "is all 0"),
+        (torch.tensor([1, 1, 1]), r"shape \(3,\)"),
+        (torch.tensor([1, 2]), "must hold 0 and 1 only"),
+        (torch.tensor([1, -1]), "must hold 0 and 1 only"),
+        (torch.tensor([0.5, 1.0]), "must hold 0 and 1 only"),
+        (torch.tensor([1.0, float("nan")]), "must hold 0 and 1 only"),
+    ],
 )
 def test_bad_response_masks(mask, message):
     queries, responses, scores = rows()
     with pytest.raises(ValueError, match=rf"response_masks\[1\].*{message}"):
         check(queries, responses, scores, masks=[torch.tensor([1, 1]), mask])
+
+
+def test_a_row_beyond_the_models_positions_is_named():
+    queries, responses, scores = rows()
+    responses[1] = torch.tensor([4, 5, 6, 7])
+    check(queries, responses, scores)
+    responses[1] = torch.tensor([4, 5, 6, 7, 8])
+    message = r"queries\[1\] and responses\[1\] have 8 tokens together, the model takes 7"
+    with pytest.raises(ValueError, match=message):
+        check(queries, responses, scores)
+
+
+def test_ids_of_any_whole_dtype_pass():
+    queries, responses, scores = rows()
+    kinds = [torch.int32, torch.uint8]
+    check([q.to(k) for q, k in zip(queries, kinds, strict=True)], responses, scores)
