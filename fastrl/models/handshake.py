@@ -8,6 +8,7 @@ random state are left alone.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -128,7 +129,11 @@ class _Trial:
         for name, given in got.items():
             trial.close(name, given, want[name], self.tolerance)
 
-    def packed(self, head: door.Head | None, alone: Scores) -> None:
+    def padded_agree(self, head: door.Head | None, alone: Scores) -> None:
+        """Raise unless padded rows give what they give alone."""
+        self.agree(self.scores(self.padded(self.tokens), head), alone)
+
+    def packed_agree(self, head: door.Head | None, alone: Scores) -> None:
         """Raise unless packed rows give what they give alone."""
         trial.require_structure(self.model)
         attention.enable(self.model.config)
@@ -138,7 +143,7 @@ class _Trial:
         trial.require_windows(self.model, windows)
         self.agree(got, alone)
 
-    def shared(self, head: door.Head | None, alone: Scores) -> None:
+    def shared_agree(self, head: door.Head | None, alone: Scores) -> None:
         """Raise unless rows whose common tokens are fed once give what they give alone."""
         group = Shared(tuple(range(len(trial.LENGTHS))), trial.COMMON)
         tokens = replace(self.tokens, shared=(group,))
@@ -159,6 +164,15 @@ class _Trial:
         return False
 
 
+def _failure(step: Callable[[], None]) -> str | None:
+    """Why a step fails, with whatever a foreign model's parts fail with; None if it does not."""
+    try:
+        step()
+    except Exception as error:
+        return trial.told(error)
+    return None
+
+
 def examine(model: PreTrainedModel, subject: Subject) -> Plan:
     """Try the model (with its door installed) and say how it is to be scored.
 
@@ -168,35 +182,28 @@ def examine(model: PreTrainedModel, subject: Subject) -> Plan:
     takes_positions = "position_ids" in inspect.signature(type(model).forward).parameters
     proven_on = trial.key(model)
     if trial.partitioned(model):
-        reason = "its parameters are partitioned over processes, so it cannot run by itself"
-        return Plan(False, None, reason, takes_positions, True, proven_on)
+        why = "its parameters are partitioned over processes, so it cannot run by itself"
+        return Plan(False, None, why, takes_positions, True, proven_on)
     tolerance = trial.TOLERANCE.get(proven_on[1], 5e-2)
     tried = _Trial(model, subject, trial.rows(model), tolerance)
     head: door.Head | None = subject.head(model)
-    reason = head_reason = prefix_reason = None
     with trial.undisturbed(model):
         try:
             alone = tried.alone()
             counts_pads = tried.counts_pads(alone)
         except Exception as error:  # e.g. a dtype its kernels lack on this device
-            reason = f"its own forward fails here ({trial.told(error)})"
-            return Plan(False, None, reason, takes_positions, True, proven_on)
+            why = f"its own forward fails here ({trial.told(error)})"
+            return Plan(False, None, why, takes_positions, True, proven_on)
         activations.fuse(model)
-        # Whatever a foreign model's parts fail with means: its own forward; the reason is reported.
-        try:
-            tried.agree(tried.scores(tried.padded(tried.tokens), head), alone)
-        except Exception as error:
-            head, head_reason = None, trial.told(error)
-        try:
-            tried.packed(head, alone)
-        except Exception as error:
+        head_reason = _failure(lambda: tried.padded_agree(head, alone))
+        if head_reason is not None:
+            head = None
+        reason = _failure(lambda: tried.packed_agree(head, alone))
+        if reason is not None:
             attention.disable(model.config)
-            reason = trial.told(error)
-        try:
-            if reason is None:
-                tried.shared(head, alone)
-        except Exception as error:
-            prefix_reason = trial.told(error)
+        prefix_reason = None
+        if reason is None:
+            prefix_reason = _failure(lambda: tried.shared_agree(head, alone))
     return Plan(
         packed=reason is None,
         head=head,

@@ -156,7 +156,7 @@ def _own_layout(model: PreTrainedModel, tokens: Tokens, plan: Plan) -> Layout:
     if pad is not None:
         given = layout.padded(tokens, plan.takes_positions, plan.counts_pads, spans=ends)
         return replace(given, batches=tuple(_with_padding(batch, pad) for batch in given.batches))
-    batches = []
+    batches: list[Batch] = []
     for span, length in enumerate(tokens.lengths):
         row = span if tokens.rows is None else tokens.rows[span]
         start = tokens.starts[span]

@@ -38,7 +38,8 @@ class _Common:
     def of(spans: Places, fed: np.ndarray, shared: tuple[Shared, ...]) -> _Common:
         """Sharing ends before the first scored place, so every place has a state of its own.
 
-        The last shared token is therefore fed once per span: its state predicts the first answer.
+        Where answers are scored from their first token, the last common token is therefore fed
+        once per span: its state predicts that token.
         """
         leader = np.arange(len(fed))
         count = np.zeros_like(fed)
@@ -47,7 +48,7 @@ class _Common:
             members = np.asarray([span for span in group.spans if fed[span]], dtype=np.int64)
             if len(members) > 1:
                 leader[members] = members.min()
-                count[members] = min(group.length - 1, first[members].min())
+                count[members] = min(group.length, first[members].min())
         return _Common(leader, count)
 
 

@@ -38,14 +38,21 @@ def close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) ->
         raise Disagreement(f"{name} differ by {gap:.1e} of their size")
 
 
+def _embedding(model: PreTrainedModel) -> torch.Tensor:
+    """(V, D) the matrix of the token embeddings."""
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.weight
+
+
 def rows(model: PreTrainedModel) -> Tokens:
     """Three right-padded rows that begin alike and are scored from where they part."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    table = _embedding(model)
+    vocabulary = table.shape[0]
     width = max(LENGTHS)
     avoid = getattr(model.config, "pad_token_id", None)
     usable = [i for i in range(min(vocabulary, 4096)) if i != avoid]
     flat = [usable[(7 + 31 * i) % len(usable)] for i in range(len(LENGTHS) * width)]
-    ids = torch.tensor(flat, device=model.get_input_embeddings().weight.device)
+    ids = torch.tensor(flat, device=table.device)
     count = len(LENGTHS)
     ids = ids.view(count, width)
     ids[:, :COMMON] = ids[0, :COMMON].clone()
@@ -64,7 +71,7 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     hooks = {module: set(module._forward_hooks) for module in model.modules()}
     capturing = {module for module in hooks if _CAPTURING in module.__dict__}
-    device = model.get_input_embeddings().weight.device
+    device = _embedding(model).device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
         try:
@@ -151,8 +158,8 @@ def partitioned(model: PreTrainedModel) -> bool:
 
 def key(model: PreTrainedModel) -> tuple[str, torch.dtype]:
     """What a proof is good for: the device type and the dtype of the embeddings."""
-    weight = model.get_input_embeddings().weight
-    return weight.device.type, weight.dtype
+    table = _embedding(model)
+    return table.device.type, table.dtype
 
 
 def told(error: Exception) -> str:

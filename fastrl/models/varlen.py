@@ -57,9 +57,17 @@ def aligned(device: torch.device, dtype: torch.dtype, windowed: bool) -> bool:
     value = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=dtype, device=device)
     value = value.view(1, 1, 4, 1).expand(1, 1, 4, 64).contiguous()
     zeros = torch.zeros_like(value)
-    bounds = tuple(torch.tensor([0, n], dtype=torch.int32, device=device) for n in (2, 4))
+    bounds = torch.tensor([[0, 2], [0, 4]], dtype=torch.int32, device=device)
     with torch.no_grad():
-        out = attend(zeros[:, :, :2], zeros, value, bounds, (2, 4), None, 2 if windowed else None)
+        out = attend(
+            zeros[:, :, :2],
+            zeros,
+            value,
+            (bounds[0], bounds[1]),
+            (2, 4),
+            None,
+            2 if windowed else None,
+        )
     want = torch.tensor([3.0, 6.0] if windowed else [7 / 3, 15 / 4])
     return torch.allclose(out[0, :, 0, 0].float().cpu(), want, atol=0.05)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 from fastrl.models import door
 from fastrl.models.policy import logprobs, prepare_policy
 from fastrl.types import Tokens
+
+linear_token_logprobs = sys.modules["fastrl.ops.linear_token_logprobs"]  # the module
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-9}
 
@@ -122,3 +125,29 @@ def test_soft_prompts_are_scored_by_plain_calls(
     assert got.values is None
     got.logp.sum().backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("budget", "engine"), [(0, "frozen"), (1 << 30, "keep")])
+def test_a_frozen_head_is_asked_for_no_gradient(
+    budget: int, engine: str, tiny: Any, rows: Tokens, grads: Any, monkeypatch: Any
+) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    model = peft.get_peft_model(tiny("llama", torch.float32), config)
+    logprobs(model, rows).logp.square().sum().backward()
+    want = grads(model)
+    assert all("lora" in name for name in want)
+    chosen = []
+    choose = linear_token_logprobs.choose_engine
+
+    def spy(hidden: torch.Tensor, weight: torch.Tensor, bias: Any) -> str:
+        assert not weight.requires_grad
+        chosen.append(choose(hidden, weight, bias))
+        return chosen[-1]
+
+    monkeypatch.setattr(linear_token_logprobs, "choose_engine", spy)
+    monkeypatch.setattr(linear_token_logprobs, "logits_budget", lambda device: budget)
+    logprobs(model, rows).logp.square().sum().backward()
+    assert chosen == [engine]
+    for name, got in grads(model).items():
+        torch.testing.assert_close(got, want[name], rtol=1e-4, atol=1e-6)

@@ -73,7 +73,7 @@ def test_rewards_and_gradients_are_those_of_the_padded_batch(
         got = rewards(model, tokens, at_the_end(tokens))
         handle.remove()
         if plan.packed:
-            assert fed == [sum(LENGTHS) - (4 + 3 if tokens.shared else 0)]
+            assert fed == [sum(LENGTHS) - (5 + 4 if tokens.shared else 0)]
         (weights * got).sum().backward()
         torch.testing.assert_close(got, want, **CLOSE[dtype])
         mine = grads(model)
