@@ -23,6 +23,7 @@ from transformers import (
 
 from fastrl.models import adapters
 from fastrl.models.loading import modernise
+from fastrl.train import checkpointing
 from fastrl.train.config import OfflineConfig
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 def run_name(model: Any, method: str) -> str:
     """Output folder of a trainer that was given no args: `<model>-<method>`."""
-    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+    config = getattr(model, "config", None)
+    name = model if isinstance(model, str) else getattr(config, "_name_or_path", "")
     return f"{name.rstrip('/').split('/')[-1] or 'model'}-{method}"
 
 
@@ -190,6 +192,16 @@ def set_eos_token(tokenizer: PreTrainedTokenizerBase, model: nn.Module, token: s
         generation.eos_token_id = [tokenizer.eos_token_id, *known]
 
 
+def set_checkpointing(args: OfflineConfig) -> None:
+    """Turn `selective` into what torch's checkpoint takes."""
+    keywords = checkpointing.resolve(
+        args.gradient_checkpointing, args.gradient_checkpointing_kwargs
+    )
+    args.gradient_checkpointing_kwargs = keywords
+    if hasattr(args, "activation_checkpointing_kwargs"):  # the name of newer releases
+        args.activation_checkpointing_kwargs = keywords
+
+
 def with_adapter(model: nn.Module, peft_config: Any, args: OfflineConfig) -> nn.Module:
     """The model with a fresh PEFT adapter where one is asked for, ready for checkpointing.
 
@@ -197,6 +209,7 @@ def with_adapter(model: nn.Module, peft_config: Any, args: OfflineConfig) -> nn.
         ImportError, ValueError: as `adapters.check_config`; for a PEFT model beside a config.
     """
     adapters.check_config(peft_config)
+    set_checkpointing(args)
     quantized = any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
     if peft_config is not None:
         if adapters.is_peft(model):
@@ -234,6 +247,7 @@ def _adapted(model: nn.Module, peft_config: Any, args: OfflineConfig, quantized:
                     "under ZeRO-3; leave it out"
                 )
             args.gradient_checkpointing_kwargs = {**given, "use_reentrant": True}
+            set_checkpointing(args)
     return get_peft_model(model, copy.deepcopy(peft_config), **keywords)
 
 

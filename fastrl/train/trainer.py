@@ -16,6 +16,7 @@ from torch import nn
 from fastrl.models.policy import prepare_policy
 from fastrl.train import card
 from fastrl.train.batch import IGNORED, Batch
+from fastrl.train.callbacks import LogFileCallback
 from fastrl.train.metrics import Metrics
 
 # Parameters that methods users override gained over the years; old overrides do without.
@@ -64,6 +65,7 @@ class Trainer(transformers.Trainer):
         self._adapt_old_overrides()
         self._make_ready(self.model)
         self.model.add_model_tags(list(self._tag_names))
+        self.add_callback(LogFileCallback())
         self._both = {mode: Metrics(self.accelerator) for mode in ("train", "eval")}
         self._losses: list[torch.Tensor] = []
         self._tokens_seen = 0  # over all processes, up to the last log or checkpoint
