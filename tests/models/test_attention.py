@@ -234,6 +234,17 @@ def test_varlen_serves_only_what_it_can() -> None:
     assert not varlen.serves(q.half(), q.half(), 0.0, None)  # not on a GPU
 
 
+def test_shared_stretches_go_to_a_kernel_that_aligns_them(monkeypatch: Any) -> None:
+    gpu = types.SimpleNamespace(type="cuda")
+    q: Any = types.SimpleNamespace(device=gpu, dtype=torch.bfloat16, shape=(1, 4, 3, 64))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(varlen, "_parameters", lambda: frozenset({"window_size", "cu_seq_q"}))
+    for places in (True, False):
+        monkeypatch.setattr(varlen, "aligned", lambda *_, places=places: places)
+        assert varlen.serves(q, q, 0.0, None)
+        assert varlen.serves(q, q, 0.0, None, shared=True) is places
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("window", [None, 3])
