@@ -164,7 +164,7 @@ class ClassicTrainer(PublishingTrainer):
             message = "No dataset is provided: config.batch_size must equal the rows of each step"
             if self.accelerator.num_processes > 1:
                 message += "; prepare your own dataloader with trainer.accelerator.prepare(...)"
-            warnings.warn(message, UserWarning, stacklevel=4)
+            warnings.warn(message, UserWarning, stacklevel=3)
             return None
         known = isinstance(dataset, Dataset) or hasattr(dataset, "remove_columns")
         if not known or isinstance(dataset, dict):

@@ -1,0 +1,47 @@
+"""The README's script runs as printed, with a tiny model of the name it loads."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+@pytest.fixture
+def gpt2(tmp_path, monkeypatch):
+    """A folder `gpt2` in the working directory, which goes before the hub's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(["The film was good"] * 9, trainer)
+    special = {f"{kind}_token": "<|endoftext|>" for kind in ("bos", "eos", "unk")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": tokenizer.get_vocab_size()}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:no v_head weight", "ignore:No dataset is provided")
+def test_the_script_runs_as_printed(gpt2, capsys):
+    script = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL).group(1)
+    assert len([line for line in script.splitlines() if line.strip()]) <= 15
+    assert script.count("range(20)") == 1
+    names = {}
+    exec(compile(script.replace("range(20)", "range(2)"), str(README), "exec"), names)
+    assert len(re.findall(r"^reward \d\.\d\d  KL -?\d\.\d\d$", capsys.readouterr().out, re.M)) == 2
+    replies = {tuple(ids.tolist()) for ids in names["responses"]}
+    assert len(replies) > 1  # eight equal prompts: greedy answers would all be the same
