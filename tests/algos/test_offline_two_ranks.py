@@ -1,0 +1,49 @@
+"""Two ranks of four rows train as one process of eight; a NaN on one rank stops both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.algos.offline_two_ranks import worker
+
+pytestmark = pytest.mark.slow
+
+
+def two_ranks(task: str, kind: str, folder: Path) -> list[dict]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--standalone", worker.__file__, task, kind, str(folder)]
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
+    files = [folder / f"{rank}.pt" for rank in range(2)]
+    assert all(file.exists() for file in files), done.stderr[-3000:]
+    return [torch.load(file, weights_only=False) for file in files]
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+def test_two_ranks_of_four_are_one_of_eight(tmp_path, kind):
+    (tmp_path / "two").mkdir()
+    first, second = two_ranks("train", kind, tmp_path / "two")
+    alone = worker.train(1, kind, tmp_path, [])
+    for name, weight in alone["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        torch.testing.assert_close(first["weights"][name], weight, rtol=2e-6, atol=2e-6, msg=name)
+    for one, two in zip(alone["logs"], first["logs"], strict=True):
+        timed = ("runtime", "per_second", "flos")
+        keys = [key for key in one if not any(part in key for part in timed)]
+        assert {key: two[key] for key in keys} == pytest.approx(
+            {key: one[key] for key in keys}, rel=1e-4, abs=2e-6
+        )
+
+
+def test_a_nan_on_one_rank_stops_both(tmp_path):
+    first, second = two_ranks("nan", "sft", tmp_path)
+    for rank in (first, second):
+        assert "optimizer step 3: not finite" in rank["raised"]
