@@ -19,7 +19,9 @@ _EXPORTS = {
     "AutoModelForSeq2SeqLMWithValueHead": "fastrl.models",
     "BEMACallback": "fastrl.train.callbacks",
     "clone_chat_template": "fastrl.data.chat_setup",
+    "ConstantLengthDataset": "fastrl.data.constant_length",
     "create_reference_model": "fastrl.models",
+    "DataCollatorForCompletionOnlyLM": "fastrl.data.collate_legacy",
     "DatasetConfig": "fastrl.train.script_arguments",
     "DatasetMixtureConfig": "fastrl.train.script_arguments",
     "DPOConfig": "fastrl.algos.dpo_config",
@@ -43,6 +45,7 @@ _EXPORTS = {
     "maybe_extract_prompt": "fastrl.data.formats",
     "maybe_unpair_preference_dataset": "fastrl.data.formats",
     "ModelConfig": "fastrl.train.model_config",
+    "pack_dataset": "fastrl.data.packing",
     "PPOConfig": "fastrl.algos.ppo_config",
     "PPOTrainer": "fastrl.algos.ppo",
     "prepare_multimodal_messages": "fastrl.data.chat",
@@ -76,6 +79,8 @@ if TYPE_CHECKING:
         prepare_multimodal_messages,
     )
     from fastrl.data.chat_setup import clone_chat_template, setup_chat_format
+    from fastrl.data.collate_legacy import DataCollatorForCompletionOnlyLM
+    from fastrl.data.constant_length import ConstantLengthDataset
     from fastrl.data.formats import (
         extract_prompt,
         is_conversational,
@@ -85,6 +90,7 @@ if TYPE_CHECKING:
         maybe_unpair_preference_dataset,
         unpair_preference_dataset,
     )
+    from fastrl.data.packing import pack_dataset
     from fastrl.data.templates import supports_tool_calling
     from fastrl.data.training_template import get_training_chat_template
     from fastrl.models import (
