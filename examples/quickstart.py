@@ -23,7 +23,6 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import torch
-from curves import save_curves
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -34,6 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from fastrl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer, set_seed
+from fastrl.cli.curves import save_curves
 
 ANSWER_TOKENS = 4  # three digits and the end mark
 EVAL_SEED = 2024
@@ -312,6 +312,7 @@ def main() -> None:
         "PPO on two-digit sums",
         {title: journal.column(key) for title, key in panels.items()},
         note=f"right answers to {len(unseen)} unseen sums: {before:.1%} before, {after:.1%} after",
+        axis_label="PPO step",
     )
     seconds = time.perf_counter() - started
     journal.write(stage="done", seconds=round(seconds, 1))

@@ -43,9 +43,7 @@ from fastrl import (
     PPOTrainer,
     set_seed,
 )
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from curves import save_curves
+from fastrl.cli.curves import save_curves
 
 HUB_DEFAULTS = {
     "model_name": "lvwerra/gpt2-imdb",
@@ -291,7 +289,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         "value loss": "ppo/loss/value",
     }
     curves = {title: [row[key] for row in history] for title, key in panels.items()}
-    save_curves(folder / "curves.png", "PPO towards positive film reviews", curves)
+    title = "PPO towards positive film reviews"
+    save_curves(folder / "curves.png", title, curves, axis_label="PPO step")
     console.print(text)
     return {"before": before, "after": after}
 

@@ -8,12 +8,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from fastrl.legacy import closest
 from fastrl.legacy.changes import Change, Renamed, settle
@@ -53,6 +55,18 @@ class TrlParser(HfArgumentParser):
                     f"{each.__name__} has a field 'config', but --config names the YAML file"
                 )
         super().__init__(dataclass_types=types, **kwargs)
+        self._loosen()
+
+    def _loosen(self) -> None:
+        """A flag alone is True for `bool | None` too; the word none is None for `int | None`."""
+        hints = [get_type_hints(each) for each in self.dataclass_types]
+        optional = {n for each in hints for n, hint in each.items() if NoneType in get_args(hint)}
+        for action in self._actions:
+            if action.dest not in optional or action.type not in (int, float, string_to_bool):
+                continue
+            if action.type is string_to_bool and action.nargs is None:
+                action.nargs, action.const = "?", True
+            action.type = _or_none(action.type)
 
     def parse_args_and_config(
         self,
@@ -74,15 +88,7 @@ class TrlParser(HfArgumentParser):
             ValueError: an unknown flag or key (with the closest known one), a file that is no
                 mapping.
         """
-        words = list(sys.argv[1:] if args is None else args)
-        words, path = _take_config(words)
-        words, told = self._modern_words(words)
-        unknown: list[str] = []
-        if path is not None:
-            values = read_config(path)
-            values, more_told = self._modern_keys(values)
-            told += more_told
-            unknown = self.set_defaults_with_config(**values)
+        words, unknown, path, told = self._read(args)
         if told:
             warnings.warn(f"old spellings: {'; '.join(told)}", FutureWarning, stacklevel=2)
         *filled, rest = self.parse_args_into_dataclasses(words, return_remaining_strings=True)
@@ -90,10 +96,29 @@ class TrlParser(HfArgumentParser):
             if separate_remaining_strings:
                 return (*filled, unknown, rest)
             return (*filled, unknown + rest)
-        self._refuse("command line", rest)
+        self.refuse("command line", rest)
         if fail_with_unknown_args:
-            self._refuse(str(path), unknown)
+            self.refuse(str(path), unknown)
         return tuple(filled)
+
+    def unknown_strings(self, args: Iterable[str]) -> tuple[list[str], list[str]]:
+        """What neither dataclass takes: (the file's, as `--key value`; the command line's).
+
+        Sets the file's environment variables and defaults, and fills nothing.
+        """
+        words, unknown, _, _ = self._read(args)
+        return unknown, self.parse_known_args(words)[1]
+
+    def _read(
+        self, args: Iterable[str] | None
+    ) -> tuple[list[str], list[str], Path | None, list[str]]:
+        """(words without --config, unknown ones of the file, the file, old spellings met)."""
+        words, path = _take_config(list(sys.argv[1:] if args is None else args))
+        words, told = self._modern_words(words)
+        if path is None:
+            return words, [], None, told
+        values, more_told = self._modern_keys(read_config(path))
+        return words, self.set_defaults_with_config(**values), path, told + more_told
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
         """Make the values the defaults, of sub-parsers too; what has one is no longer required.
@@ -109,11 +134,13 @@ class TrlParser(HfArgumentParser):
         """Every flag, as it is written."""
         return [flag for action in self._actions for flag in action.option_strings]
 
-    def _refuse(self, where: str, unknown: list[str]) -> None:
+    def refuse(self, where: str, unknown: list[str], also: Iterable[str] = ()) -> None:
+        """Raise ValueError for the first of the words, naming the closest flag (or of `also`)."""
+        known = [*self.known_flags(), *also]
         for word in unknown:
             if word.startswith("--"):
                 name = word.split("=")[0]
-                raise ValueError(f"{where}: unknown {name}{closest(name, self.known_flags())}")
+                raise ValueError(f"{where}: unknown {name}{closest(name, known)}")
         if unknown:
             raise ValueError(f"{where}: {unknown[0]!r} belongs to no argument")
 
@@ -170,6 +197,14 @@ class TrlParser(HfArgumentParser):
         except TypeError as error:
             raise ValueError(str(error)) from None
         return settled.arguments, settled.told
+
+
+def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        return None if text.lower() in ("none", "null") else convert(text)
+
+    parse.__name__ = getattr(convert, "__name__", "value")  # argparse names it in its errors
+    return parse
 
 
 def _take_config(words: list[str]) -> tuple[list[str], Path | None]:

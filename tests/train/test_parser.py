@@ -156,6 +156,31 @@ def test_old_keys_of_a_file_too(config):
         TrlParser([Training]).parse_args_and_config(["--output_dir", "o", "--past_index", "2"])
 
 
+def test_optional_flags_stand_alone_and_can_be_unset():
+    @dataclass
+    class Optional:
+        fast: bool | None = None
+        slow: bool | None = None
+        most: int | None = 5
+        share: float | None = 0.5
+        word: str | None = "x"
+
+    def read(*words):
+        return TrlParser(Optional).parse_args_and_config(words)[0]
+
+    assert read("--fast", "--slow", "false") == Optional(fast=True, slow=False)
+    assert read("--most", "none", "--share", "Null", "--word", "none") == Optional(
+        most=None, share=None, word="none"
+    )
+    assert read("--fast", "none", "--most", "7").most == 7
+
+
+def test_a_wrong_number_is_named(capsys):
+    with pytest.raises(SystemExit):
+        TrlParser([Training]).parse_args_and_config(["--output_dir", "o", "--max_length", "many"])
+    assert "--max_length/--max-length: invalid int value: 'many'" in capsys.readouterr().err
+
+
 def test_mixtures_come_from_a_file(config):
     path = config("datasets:\n- path: one\n  split: validation\n- path: two\n  fraction: 0.5\n")
     _, mixture = TrlParser([ScriptArguments, DatasetMixtureConfig]).parse_args_and_config(
