@@ -35,6 +35,7 @@ class ClassicTrainer(PublishingTrainer):
     Subclasses set `config`, `model`, `tokenizer` and call the pieces from their `__init__`.
     """
 
+    _signature_columns: list[str] | None = None
     ref_model: Any
     is_peft_model: bool
     _pads_count: bool
@@ -75,6 +76,7 @@ class ClassicTrainer(PublishingTrainer):
         config.is_peft_model = self.is_peft_model = bool(getattr(model, "is_peft_model", False))
         if config.push_to_hub_if_best_kwargs and "repo_id" not in config.push_to_hub_if_best_kwargs:
             raise ValueError("push_to_hub_if_best_kwargs needs a 'repo_id' to push to")
+        self._check_push_arguments(config.push_to_hub_if_best_kwargs)
         self.push_to_hub_kwargs = config.push_to_hub_if_best_kwargs
 
     def _make_reference(
@@ -155,8 +157,15 @@ class ClassicTrainer(PublishingTrainer):
     def _remove_unused_columns(self, dataset: Any) -> Any:
         if not self.config.remove_unused_columns:
             return dataset
-        kept = {*inspect.signature(self.model.forward).parameters, *_LOGGED_COLUMNS}
+        self._set_signature_columns_if_needed()
+        kept = set(self._signature_columns or ())
         return dataset.remove_columns([c for c in dataset.column_names if c not in kept])
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Decide which columns of a dataset are kept, unless a subclass has."""
+        if self._signature_columns is None:
+            taken = inspect.signature(self.model.forward).parameters
+            self._signature_columns = [*taken, *_LOGGED_COLUMNS]
 
     def _checked_dataset(self, dataset: Any) -> Any:
         """The dataset if it is one; None with the warning TRL gave."""

@@ -96,6 +96,6 @@ class Descent:
                 f"loss {own_loss} and gradient norm {own_norm} on rank "
                 f"{self.accelerator.process_index}: not finite on some rank, so this optimizer "
                 "step was not taken and the weights are as before it. Look for infinite logits or "
-                "values, a learning rate too high, or fp16 without a loss scaler"
+                "values, huge scores, a learning rate too high, or fp16 without a loss scaler"
             )
         return seen

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 from huggingface_hub import create_repo, upload_folder, whoami
 from transformers import PreTrainedTokenizerBase
 
-from fastrl.legacy import warn_once
+from fastrl.legacy import closest, warn_once
 
 _MODEL_CARD = """---
 library_name: fastrl
@@ -144,7 +145,11 @@ class PublishingTrainer:
         """Write model, value head, tokenizer and model card to a folder; optionally push it.
 
         Returns the commit's address if pushed. `push_kwargs` are those of `push_to_hub`.
+
+        Raises:
+            TypeError: for an argument that `push_to_hub` does not take, before anything is written.
         """
+        self._check_push_arguments(push_kwargs)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         self._save_pretrained(save_directory)
         if not push_to_hub:
@@ -160,8 +165,15 @@ class PublishingTrainer:
         token: str | None = None,
         branch: str | None = None,
         create_pr: bool | None = None,
+        allow_patterns: list[str] | str | None = None,
+        ignore_patterns: list[str] | str | None = None,
+        delete_patterns: list[str] | str | None = None,
     ) -> str:
-        """Upload model, value head, tokenizer and card to a hub repository, made if absent."""
+        """Upload model, value head, tokenizer and card to a hub repository, made if absent.
+
+        Returns the commit's address. The arguments are those of `huggingface_hub.upload_folder`;
+        `branch` is its revision.
+        """
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self._save_pretrained(folder)
@@ -173,8 +185,20 @@ class PublishingTrainer:
                     token=token,
                     revision=branch,
                     create_pr=create_pr,
+                    allow_patterns=allow_patterns,
+                    ignore_patterns=ignore_patterns,
+                    delete_patterns=delete_patterns,
                 )
             )
+
+    def _check_push_arguments(self, names: Iterable[str]) -> None:
+        """Refuse what `push_to_hub` would refuse later."""
+        known = inspect.signature(self.push_to_hub).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            return
+        for name in names:
+            if name not in known:
+                raise TypeError(f"push_to_hub has no argument {name!r}{closest(name, known)}")
 
     def _show_tokens(self, tokens: torch.Tensor, masks: torch.Tensor) -> None:
         """Print tokens (L,) with the counted ones of masks (L,) highlighted."""

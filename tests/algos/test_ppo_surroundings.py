@@ -84,6 +84,14 @@ def test_model_card_and_push(make_trainer, monkeypatch, tmp_path):
     assert "card" in text
 
 
+def test_arguments_of_a_push_are_checked_before_anything_is_written(make_trainer, tmp_path):
+    with pytest.raises(TypeError, match="no argument 'privat'; did you mean 'private'"):
+        make_trainer(push_to_hub_if_best_kwargs={"repo_id": "a/b", "privat": True})
+    with pytest.raises(TypeError, match="no argument 'push_to_hubb'"):
+        make_trainer().save_pretrained(tmp_path / "x", push_to_hubb=True)
+    assert not (tmp_path / "x").exists()
+
+
 def test_push_if_best_pushes_only_improvements(make_trainer, rows):
     with pytest.raises(ValueError, match="repo_id"):
         make_trainer(push_to_hub_if_best_kwargs={"private": True})
@@ -117,6 +125,35 @@ def test_unused_columns_go_and_logged_ones_stay(make_trainer):
         dataset=data, data_collator=lambda items: items, remove_unused_columns=False
     )
     assert "junk" in next(iter(kept.dataloader))[0]
+
+
+def test_a_subclass_decides_which_columns_stay(make_trainer):
+    datasets = pytest.importorskip("datasets")
+
+    class Own(PPOTrainer):
+        def _set_signature_columns_if_needed(self):
+            super()._set_signature_columns_if_needed()
+            self._signature_columns += ["answer"]
+
+    rows = datasets.Dataset.from_dict({name: ["a"] * 8 for name in ("query", "answer", "noise")})
+    assert set(next(iter(make_trainer(cls=Own, dataset=rows).dataloader))) == {"query", "answer"}
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ({"train": []}, "dataset is a dict: give .* one split"),
+        (Stream(), "dataset is a Stream, a stream without a length"),
+    ],
+)
+def test_what_no_dataloader_can_shuffle(make_trainer, dataset, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(dataset=dataset)
 
 
 def test_a_dataset_smaller_than_a_batch_is_refused(make_trainer):
