@@ -152,6 +152,7 @@ def apply_chat_template(
 
     Raises:
         KeyError: another set of columns.
+        TypeError: the row holds no messages.
         ValueError: the prompt's last message is of another role.
     """
     processing_class = one_of(processing_class, tokenizer, "apply_chat_template")
@@ -159,6 +160,11 @@ def apply_chat_template(
     if columns not in _ROW_KINDS:
         known = ["+".join(sorted(kind)) for kind in _ROW_KINDS]
         raise KeyError(f"Invalid keys in the example: {columns}. Known are {', '.join(known)}")
+    if not is_conversational(example):
+        raise TypeError(
+            f"The row's columns {sorted(columns)} hold no messages (lists of 'role' and "
+            "'content'); maybe_apply_chat_template gives such a row back as it is"
+        )
     common = {**(example.get("chat_template_kwargs") or {}), **template_kwargs}
 
     def apply(messages: Sequence[Message], **kwargs: Any) -> str:

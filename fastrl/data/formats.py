@@ -237,14 +237,12 @@ def maybe_extract_prompt(example: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unpaired(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     rows = len(batch["chosen"])
-    unpaired = {
+    others = {name: v + v for name, v in batch.items() if name not in ("chosen", "rejected")}
+    return {
         "completion": batch["chosen"] + batch["rejected"],
         "label": [True] * rows + [False] * rows,
+        **others,
     }
-    others = [column for column in batch if column not in ("chosen", "rejected")]
-    for column in sorted(others, key=lambda name: name != "prompt"):  # TRL's order of columns
-        unpaired[column] = batch[column] + batch[column]
-    return unpaired
 
 
 def column_names(dataset: Any) -> list[str]:
