@@ -16,14 +16,14 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from fastrl.algos.kl_control import kl_controller, kl_per_token
 from fastrl.algos.ppo_batch import PPOBatch, PPOExperience
 from fastrl.algos.ppo_config import PPOConfig
-from fastrl.algos.ppo_padded import PaddedPPO, Rows, entropy_from_logits
+from fastrl.algos.ppo_padded import Losses, PaddedPPO, Rows, entropy_from_logits
 from fastrl.algos.ppo_statistics import average_over_ranks, merge_minibatches, step_statistics
 from fastrl.models import PreTrainedModelWrapper
 from fastrl.models.policy import logprobs
 from fastrl.ops.gae import gae
 from fastrl.ops.shaped_rewards import shaped_rewards
 from fastrl.train.agreement import agreed
-from fastrl.train.classic_parts import check_parts, default_adam, with_pad_token
+from fastrl.train.classic_parts import checked_parts, default_adam, with_pad_token
 from fastrl.train.descent import Descent
 from fastrl.train.device_cache import emptied_device_cache
 from fastrl.train.moments import RunningMoments, scaled_scores
@@ -46,7 +46,7 @@ def ppo_loss(
     values: torch.Tensor,
     advantages: torch.Tensor,
     returns: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+) -> Losses:
     """Clipped policy and value losses of Schulman et al. 2017, eq. 7 and 9, over masked tokens.
 
     ratio = exp(logprobs − old_logprobs)
@@ -135,7 +135,7 @@ class PPOTrainer(PaddedPPO):
     ) -> None:
         if not isinstance(config, PPOConfig):
             raise ValueError(f"config must be a PPOConfig, got {type(config).__name__}")
-        check_parts(model, ref_model, tokenizer, optimizer, lr_scheduler)
+        model, tokenizer = checked_parts(model, ref_model, tokenizer, optimizer, lr_scheduler)
         self.tokenizer = with_pad_token(tokenizer)
         set_seed(config.seed)
         self.config = config
@@ -259,11 +259,12 @@ class PPOTrainer(PaddedPPO):
         model.eval()
         if self._is_packed() and not full:
             found = logprobs(model, batch.tokens(range(len(batch.queries))))
+            assert found.values is not None  # checked_parts asked for a value head
             return found.logp, found.values, found.logp
         logp, logits, values, _ = self.batched_forward_pass(
             model, batch.queries, batch.responses, batch.model_inputs, return_logits=full
         )
-        over_vocabulary = torch.log_softmax(logits.float(), -1) if full else logp
+        over_vocabulary = logp if logits is None else torch.log_softmax(logits.float(), -1)
         return over_vocabulary, values.float(), logp.float()
 
     def _optimise(self, batch: PPOBatch, experience: PPOExperience) -> list[dict[str, Any]]:
@@ -288,11 +289,12 @@ class PPOTrainer(PaddedPPO):
     ) -> dict[str, torch.Tensor]:
         self.model.eval()
         new = logprobs(self.model, batch.tokens(rows))
+        assert new.values is not None  # as above
         old = experience.rows(rows)
         over = Masked(old.pop("mask"), self._statistics_over)
         found = {"logprobs": new.logp, "vpreds": new.values, "entropy": new.entropy}
         losses = ppo_loss(self.config, over, **found, **old)
-        return self._descend_along(over, *losses)
+        return self._descend_along(over, losses)
 
     def loss(
         self,
@@ -304,7 +306,7 @@ class PPOTrainer(PaddedPPO):
         mask: torch.Tensor,
         advantages: torch.Tensor,
         returns: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    ) -> Losses:
         """Policy loss, weighted value loss and statistics; see `ppo_loss`. Shapes as above."""
         return ppo_loss(
             self.config,
@@ -318,13 +320,8 @@ class PPOTrainer(PaddedPPO):
             returns=returns,
         )
 
-    def _descend_along(
-        self,
-        over: Masked,
-        policy_loss: torch.Tensor,
-        value_loss: torch.Tensor,
-        stats: dict[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+    def _descend_along(self, over: Masked, losses: Losses) -> dict[str, torch.Tensor]:
+        policy_loss, value_loss, stats = losses
         self.model.train()
         ratio = self._descend(policy_loss + value_loss, over.global_mean(stats["policy/ratio"]))
         if ratio > self.config.ratio_threshold:

@@ -73,7 +73,7 @@ class _Unset(int):
 _MINI_BATCH_SIZE = _Unset(128)
 
 
-def _is_whole(value: object, least: int) -> bool:
+def _is_whole(value: Any, least: int) -> bool:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return whole and int(value) >= least
 

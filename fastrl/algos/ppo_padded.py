@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from fastrl.algos.ppo_batch import PPOBatch, PPOExperience, decoder_mask, response_mask
 from fastrl.algos.ppo_config import PPOConfig
@@ -15,6 +16,7 @@ from fastrl.train.device_cache import emptied_device_cache
 from fastrl.train.statistics import Masked
 
 Rows = list[torch.Tensor]
+Losses = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]  # policy, value, statistics
 
 
 def with_true_positions(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -61,6 +63,10 @@ class PaddedPPO(ClassicTrainer):
     """A step's rows padded as TRL pads them, and the methods its users call and override."""
 
     config: PPOConfig
+    # PPOTrainer's own
+    loss: Callable[..., Losses]
+    _descend_along: Callable[..., dict[str, torch.Tensor]]
+    _statistics_over: Accelerator | None
 
     def _make_batch(self, queries: Rows, responses: Rows, response_masks: Rows | None) -> PPOBatch:
         inputs = self._padded_across_processes(self.prepare_model_inputs(queries, responses))
@@ -116,6 +122,7 @@ class PaddedPPO(ClassicTrainer):
             batch.inputs(rows),
             return_logits=True,
         )
+        assert logits is not None  # return_logits
         old = experience.rows(rows)
         return self.train_minibatch(logprobs=logp, logits=logits, vpreds=vpreds, **old)
 
@@ -135,4 +142,4 @@ class PaddedPPO(ClassicTrainer):
             losses = self.loss(
                 old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns
             )
-            return self._descend_along(Masked(mask, self._statistics_over), *losses)
+            return self._descend_along(Masked(mask, self._statistics_over), losses)

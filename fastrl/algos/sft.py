@@ -97,7 +97,7 @@ class SFTTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator or self._collator(tokenizer, args),
+            self._collator(data_collator, tokenizer, args),
             rows,
             setup.each(eval_dataset, lambda d: self._prepare(d, tokenizer, args, "eval")),
             tokenizer,
@@ -129,12 +129,22 @@ class SFTTrainer(Trainer):
         return model, tokenizer
 
     def _collator(
-        self, tokenizer: PreTrainedTokenizerBase, args: SFTConfig
-    ) -> DataCollatorForLanguageModeling:
+        self, given: Any, tokenizer: PreTrainedTokenizerBase, args: SFTConfig
+    ) -> Callable[[list[Any]], dict[str, Any]]:
+        """Ours unless another is given, which could not tell apart the sequences of one row."""
         packed = args.packing and args.packing_strategy != "wrapped"
+        whole = args.padding_free or packed
+        if given is not None:
+            if whole and not isinstance(given, DataCollatorForLanguageModeling):
+                name = "padding_free" if args.padding_free else "packing"
+                raise ValueError(
+                    f"data_collator: with {name}=True one row holds several sequences, which only "
+                    f"fastrl's own collator keeps apart; leave data_collator or {name} out"
+                )
+            return given
         return DataCollatorForLanguageModeling(
             pad_token_id=tokenizer.pad_token_id,
-            padding_free=args.padding_free or packed,
+            padding_free=whole,
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
 

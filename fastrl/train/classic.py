@@ -107,7 +107,7 @@ class ClassicTrainer(PublishingTrainer):
         prepare = self.accelerator.prepare
         self.current_device = self.accelerator.device
         if getattr(self.model, "is_sequential_parallel", False):
-            self.current_device = torch.device(torch.accelerator.current_accelerator().type, 0)
+            self.current_device = torch.device(self.current_device.type, 0)
         self._pads_count = False
         if not self.is_encoder_decoder:
             # TRL gives no position_ids: where the model then counts pads, so do packed rows.

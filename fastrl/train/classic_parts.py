@@ -11,14 +11,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.legacy import warn_once
-from fastrl.models import SUPPORTED_ARCHITECTURES
+from fastrl.models import SUPPORTED_ARCHITECTURES, PreTrainedModelWrapper
 from fastrl.models.embeddings import vocabulary_size
 
 
-def check_parts(
+def checked_parts(
     model: Any, ref_model: Any, tokenizer: Any, optimizer: Any, lr_scheduler: Any
-) -> None:
-    """Check what a trainer is made of, before anything is changed.
+) -> tuple[PreTrainedModelWrapper, PreTrainedTokenizerBase]:
+    """Model and tokenizer, after all that a trainer is made of has passed its checks.
 
     Warns:
         UserWarning: if the reference is trained along with the model.
@@ -48,6 +48,7 @@ def check_parts(
         _check_optimizer(optimizer, trained)
     if lr_scheduler is not None:
         _check_scheduler(lr_scheduler, optimizer)
+    return model, tokenizer
 
 
 def _check_reference(model: Any, reference: Any, trained: set[int]) -> None:

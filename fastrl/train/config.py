@@ -131,6 +131,10 @@ class OfflineConfig(BaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.pad_to_multiple_of = self._multiple(self.pad_to_multiple_of)
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(
+                f"max_length must leave room for 2 tokens or more, got {self.max_length}"
+            )
 
     def _multiple(self, given: int | str | None) -> int | None:
         if given == "auto":

@@ -208,6 +208,6 @@ class PublishingTrainer:
         text = Text()
         for token, mask in zip(tokens.tolist(), masks.tolist(), strict=True):
             style = "black on deep_sky_blue1" if mask else "black on cyan3"
-            text.append(self.tokenizer.decode(token), style=style)
+            text.append(str(self.tokenizer.decode(token)), style=style)
             text.append(" ")
         rich_print(text)

@@ -41,7 +41,7 @@ def check_dataset(name: str, dataset: Any, args: OfflineConfig) -> None:
     """Refuse what no trainer can read.
 
     Raises:
-        ValueError: for no dataset, an empty one, or a stream without `max_steps`.
+        ValueError: for no dataset, an empty one, images, or a stream without `max_steps`.
         TypeError: for another kind of object.
     """
     if dataset is None:
@@ -53,6 +53,12 @@ def check_dataset(name: str, dataset: Any, args: OfflineConfig) -> None:
         )
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"{name} has no rows")
+    pictures = [name for name in ("image", "images") if name in (dataset.column_names or [])]
+    if pictures:
+        raise ValueError(
+            f"{name} has the column {pictures[0]!r}, but images are not trained on here; remove it "
+            "with remove_columns to train on the text alone"
+        )
     if isinstance(dataset, IterableDataset) and name == "train_dataset":
         if args.max_steps <= 0:
             raise ValueError("train_dataset is a stream of unknown length: set args.max_steps")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
 
@@ -149,6 +150,11 @@ def test_a_modern_override_gets_the_count(tmp_path):
     plain.train()
     doubled.train()
     assert losses(doubled)[0] == pytest.approx(2 * losses(plain)[0], rel=1e-6)
+
+
+def test_a_foreign_collator_cannot_read_packed_rows(tmp_path):
+    with pytest.raises(ValueError, match="with packing=True one row holds several sequences"):
+        build(tmp_path, packing=True, data_collator=DataCollatorForSeq2Seq(making.tokenizer()))
 
 
 def test_a_foreign_collator_trains_the_same(tmp_path):
@@ -368,6 +374,7 @@ def test_fp32_where_the_device_has_no_bf16(tmp_path):
         ("packing_strategy", "bdf", "did you mean 'bfd'"),
         ("truncation_mode", "keep", "keep_start"),
         ("pad_to_multiple_of", "many", "'auto' or a number"),
+        ("max_length", 0, "max_length must leave room"),
         ("dataset_kwargs", {"skip_prepare": True}, "did you mean 'skip_prepare_dataset'"),
     ],
 )
@@ -397,6 +404,11 @@ def test_contradictions_are_refused(tmp_path, keywords, said):
     [
         ({"train_dataset": None}, ValueError, "train_dataset is required"),
         ({"train_dataset": [{"text": "a"}]}, TypeError, "Dataset.from_list"),
+        (
+            {"train_dataset": Dataset.from_dict({"text": ["a"], "images": ["b"]})},
+            ValueError,
+            "'images'",
+        ),
         ({"model": 7}, TypeError, "model must be a name"),
         ({"peft_config": {"r": 4}}, ValueError, "peft_config must be a peft.PeftConfig"),
     ],
