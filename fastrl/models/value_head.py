@@ -17,7 +17,7 @@ def _width(config: Any) -> int:
     """Size of the hidden states that reach the head."""
     if hasattr(config, "word_embed_proj_dim"):
         return config.word_embed_proj_dim
-    decoder = getattr(config, "decoder", None)
+    decoder: Any = getattr(config, "decoder", None)
     if getattr(config, "is_encoder_decoder", False) and hasattr(decoder, "hidden_size"):
         return decoder.hidden_size
     if not hasattr(config, "hidden_size"):

@@ -234,7 +234,7 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         """The wrapped model's; reentrant checkpointing with frozen embeddings needs it."""
         self.pretrained_model.enable_input_require_grads()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The wrapped model's own keys and `v_head.*`; of a PEFT model `v_head.*` alone."""
         given = dict(zip(("destination", "prefix", "keep_vars"), args, strict=False)) | kwargs
         prefix = given.pop("prefix", "")

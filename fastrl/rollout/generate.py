@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 LengthSampler = Callable[[], int]
 
@@ -61,8 +61,9 @@ def generate_batched(
             if length_sampler is not None:
                 generation_kwargs["max_new_tokens"] = length_sampler()
             chunk = queries[start : start + batch_size]
+            masks = [torch.ones_like(query) for query in chunk]
             padded = tokenizer.pad(
-                {"input_ids": chunk, "attention_mask": [torch.ones_like(q) for q in chunk]},
+                BatchEncoding({"input_ids": chunk, "attention_mask": masks}),
                 pad_to_multiple_of=pad_to_multiple_of,
                 return_tensors="pt",
             ).to(device)
