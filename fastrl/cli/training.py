@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastrl.train.callbacks import LogFileCallback, RichProgressCallback
+from fastrl.train.callbacks import RichProgressCallback
 from fastrl.train.model_config import ModelConfig, get_peft_config, get_quantization_config
 from fastrl.train.parser import TrlParser
 from fastrl.train.script_arguments import (
@@ -98,8 +98,6 @@ def fit(trainer: Any, script_args: ScriptArguments) -> None:
     """Train, save to `output_dir`, push if asked to, and close the trackers."""
     args = trainer.args
     known = {type(callback) for callback in trainer.callback_handler.callbacks}
-    if LogFileCallback not in known:
-        trainer.add_callback(LogFileCallback())
     if sys.stdout.isatty() and not args.disable_tqdm and RichProgressCallback not in known:
         _show_progress(trainer)
     if script_args.ignore_bias_buffers:
