@@ -6,7 +6,7 @@ Direct Preference Optimization: Your Language Model is Secretly a Reward Model, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -84,7 +84,7 @@ class DPOTrainer(PreferenceTrainer):
 
     _name = "DPO"
     _tag_names = ("fastrl", "dpo")
-    _paper = {  # noqa: RUF012
+    _paper: ClassVar[dict[str, str]] = {
         "title": "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
         "id": "2305.18290",
     }

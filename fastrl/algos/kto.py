@@ -6,7 +6,7 @@ KTO: Model Alignment as Prospect Theoretic Optimization, arXiv 2402.01306.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -96,7 +96,7 @@ class KTOTrainer(PreferenceTrainer):
 
     _name = "KTO"
     _tag_names = ("fastrl", "kto")
-    _paper = {  # noqa: RUF012
+    _paper: ClassVar[dict[str, str]] = {
         "title": "KTO: Model Alignment as Prospect Theoretic Optimization",
         "id": "2402.01306",
     }

@@ -73,6 +73,7 @@ class RewardTrainer(Trainer):
 
     _name = "Reward"
     _tag_names = ("fastrl", "reward-trainer")
+    _task = "text-classification"
 
     def __init__(
         self,

@@ -14,14 +14,23 @@ _BODY = """
 {origin} trained with **{method}** by fastrl.
 
 ```python
-from transformers import pipeline
-
-generate = pipeline("text-generation", model="{title}")
-print(generate([{{"role": "user", "content": "..."}}], max_new_tokens=128)[0])
+{use}
 ```
 
 {paper}Versions: transformers {transformers_version}.
 """
+
+# What a model of this task is used for.
+_USE = {
+    "text-generation": """from transformers import pipeline
+
+write = pipeline("text-generation", model="{title}")
+print(write("...", max_new_tokens=128)[0]["generated_text"])""",
+    "text-classification": """from transformers import pipeline
+
+judge = pipeline("text-classification", model="{title}", function_to_apply="none")
+print(judge("a question and an answer")[0]["score"])""",
+}
 
 
 def write(
@@ -32,6 +41,7 @@ def write(
     tags: Sequence[str],
     method: str,
     paper: Mapping[str, str],
+    task: str = "text-generation",
 ) -> None:
     """Write the card.
 
@@ -43,6 +53,7 @@ def write(
         tags: for the hub.
         method: name of the algorithm.
         paper: `title` and `id` (of arXiv) of its paper; may be empty.
+        task: what the model does, as transformers' pipelines name it.
     """
     if base is not None and Path(base).exists():
         base = None
@@ -52,6 +63,7 @@ def write(
         base_model=base,
         datasets=None if dataset is None else [dataset],
         tags=sorted(set(tags)),
+        pipeline_tag=task,
     )
     origin = "A model" if base is None else f"[{base}](https://huggingface.co/{base})"
     source = ""
@@ -61,6 +73,7 @@ def write(
         title=title,
         origin=origin,
         method=method,
+        use=_USE[task].format(title=title),
         paper=source,
         transformers_version=transformers.__version__,
     )

@@ -49,6 +49,7 @@ class Trainer(transformers.Trainer):
     _name: ClassVar[str]
     _tag_names: ClassVar[tuple[str, ...]]
     _paper: ClassVar[dict[str, str]] = {}
+    _task: ClassVar[str] = "text-generation"
     # Whether `compute_loss` divides by the labels of the whole optimizer step, not by its own rows.
     counts_labels: ClassVar[bool] = False
 
@@ -259,4 +260,5 @@ class Trainer(transformers.Trainer):
             tags=[*self._tag_names, *given],
             method=self._name,
             paper=self._paper,
+            task=self._task,
         )

@@ -346,6 +346,14 @@ def test_compute_metrics_gets_logits(tmp_path):
     assert seen["shapes"] == ((6, 2), (6,))
 
 
+def test_the_card_says_how_the_model_is_used(tmp_path):
+    trainer = build(tmp_path, "reward")
+    trainer.create_model_card("judge", "pairs", tags="mine")
+    card = (tmp_path / "README.md").read_text()
+    for part in ("text-classification", 'model="judge"', "- pairs", "- mine", "**Reward**"):
+        assert part in card
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 
