@@ -195,6 +195,7 @@ def test_rich_progress_shows_steps_and_latest_metrics():
     assert [task.completed for task in callback._bars.tasks] == [7]
     callback.on_train_end(None, state, CONTROL)
     drawn = text.getvalue()
+    assert drawn.endswith("\n")
     assert "7/20" in drawn and "evaluation" not in drawn
     assert "▼ 0.38" in drawn and "0.125" in drawn  # the latest loss and its way there
     assert "rewards" in drawn and "chosen" in drawn and "1.25" in drawn  # kept from the log before

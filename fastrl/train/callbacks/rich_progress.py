@@ -160,4 +160,6 @@ class RichProgressCallback(TrainerCallback):
         if self._live is not None:
             self._live.update(self._view())
             self._live.stop()
+            if not self._live.console.is_terminal:
+                self._live.console.line()  # rich ends the last line on terminals only
             self._live = None
