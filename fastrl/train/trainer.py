@@ -18,6 +18,7 @@ from fastrl.train import card
 from fastrl.train.batch import IGNORED, Batch
 from fastrl.train.callbacks import LogFileCallback
 from fastrl.train.metrics import Metrics
+from fastrl.train.vocabulary import check_ids
 
 # Parameters that methods users override gained over the years; old overrides do without.
 _GAINED = {
@@ -64,6 +65,7 @@ class Trainer(transformers.Trainer):
         # transformers divides the loss by the accumulation steps unless the count was given to it.
         self.model_accepts_loss_kwargs = self.counts_labels
         self._adapt_old_overrides()
+        self._check_ids()
         self._make_ready(self.model)
         self.model.add_model_tags(list(self._tag_names))
         self.add_callback(LogFileCallback())
@@ -72,6 +74,12 @@ class Trainer(transformers.Trainer):
         self._tokens_seen = 0  # over all processes, up to the last log or checkpoint
         self._tokens_since = 0  # of this process, since then
         self._prefix = "eval"
+
+    def _check_ids(self) -> None:
+        held_out = self.eval_dataset
+        sets = held_out if isinstance(held_out, Mapping) else {"eval_dataset": held_out}
+        for name, dataset in {"train_dataset": self.train_dataset, **sets}.items():
+            check_ids(name, dataset, self.model)
 
     def _make_ready(self, model: nn.Module) -> None:
         """Install the door through which the model is asked."""

@@ -426,6 +426,14 @@ def test_what_no_trainer_can_use_is_refused(tmp_path, keywords, error, said):
         build(tmp_path, **keywords)
 
 
+@pytest.mark.parametrize("wrong", [80, -1])
+def test_ids_the_model_does_not_know_are_refused(tmp_path, wrong):
+    rows = [{"input_ids": [5, 6, 7]}] * 3 + [{"input_ids": [5, wrong, 7]}]
+    with pytest.raises(ValueError, match=f"train_dataset row 3: input_ids holds the id {wrong}"):
+        build(tmp_path, train_dataset=Dataset.from_list(rows))
+    build(tmp_path, train_dataset=Dataset.from_list(rows).select([2, 1, 0]))
+
+
 def test_an_empty_dataset_is_refused(tmp_path):
     with pytest.raises(ValueError, match="train_dataset has no rows"):
         build(tmp_path, train_dataset=making.rows("text", 3).select([]))
