@@ -6,7 +6,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from fastrl.rollout.generate import generate_batched, generate_one
 from fastrl.train.agreement import agreed
 from fastrl.train.classic_parts import check_pad_id
 from fastrl.train.descent import Descent
+from fastrl.train.frozen import deepspeed_engine
 from fastrl.train.moments import RunningMoments
 from fastrl.train.publishing import PublishingTrainer
 from fastrl.train.step_inputs import Limits, check_prompts, check_step_inputs
@@ -298,23 +298,8 @@ class ClassicTrainer(PublishingTrainer):
         }
 
     def _prepare_deepspeed(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The reference as a DeepSpeed engine: ZeRO-3 as the policy's, anything less as stage 0."""
-        import deepspeed
-
-        config = deepcopy(self.accelerator.state.deepspeed_plugin.deepspeed_config)
-        if config["zero_optimization"]["stage"] == 3:
-            hidden = getattr(model.config, "hidden_size", None)
-            if hidden is not None:
-                config["zero_optimization"] |= {
-                    "reduce_bucket_size": hidden * hidden,
-                    "stage3_param_persistence_threshold": 10 * hidden,
-                    "stage3_prefetch_bucket_size": 0.9 * hidden * hidden,
-                }
-        else:
-            config["zero_optimization"]["stage"] = 0
-        engine, *_ = deepspeed.initialize(model=model, config=config)
-        engine.eval()
-        return engine
+        """The reference as a DeepSpeed engine."""
+        return deepspeed_engine(model, self.accelerator)
 
     def _step_safety_checker(
         self, batch_size: int | None, queries: Any, responses: Any, scores: Any, masks: Any = None
