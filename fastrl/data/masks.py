@@ -107,6 +107,8 @@ def tokenize_spans(
     texts: Sequence[str], spans: Sequence[Sequence[Span]], tokenizer: Any
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of the texts, without further special tokens, and 1 on each token that touches a span."""
+    if not texts:
+        return [], []
     tokenizer = tokenizer_of(tokenizer)
     encoded = tokenizer(
         list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False

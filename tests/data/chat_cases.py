@@ -197,10 +197,10 @@ TEMPLATES = {
     ),
 }
 
-# Rewrites an earlier turn in a way that no fixed condition mends.
-SHORTENING = (
+# Rewrites earlier turns in a way that no fixed condition mends.
+COUNTING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-    "{{ m.content[:3 + 100 // (messages | length - loop.index0)] + '<|im_end|>\n' }}{% endfor %}"
+    "{{ m.content ~ ' (' ~ messages | length ~ ')<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
