@@ -152,7 +152,7 @@ class DataCollatorForLanguageModeling(DataCollatorMixin):
         column = np.arange(width)
         positions = column - np.repeat(borders[:-1], sizes)
         sequence = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        borders, longest = torch.from_numpy(borders), int(sizes.max())
+        bounds, longest = torch.from_numpy(borders), int(sizes.max())
         wanted = label_row != IGNORED
         spans = Spans(
             shape=(1, width),
@@ -168,8 +168,8 @@ class DataCollatorForLanguageModeling(DataCollatorMixin):
             "input_ids": padded([np.concatenate(ids)], self.pad_token_id, width),
             "labels": torch.from_numpy(label_row[None]),
             "position_ids": torch.from_numpy(positions[None].astype(np.int64)),
-            "cu_seq_lens_q": borders,
-            "cu_seq_lens_k": borders,
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
             "max_length_q": longest,
             "max_length_k": longest,
             "seq_idx": torch.from_numpy(sequence[None]),

@@ -44,10 +44,8 @@ def _list_columns(table: pa.Table) -> tuple[dict[str, pa.Array], np.ndarray]:
 
 def _relist(column: pa.Array, values: pa.Array, offsets: np.ndarray) -> pa.Array:
     """Lists of `column`'s type: list i is values[offsets[i] : offsets[i + 1]]."""
-    offsets = pa.array(offsets, type=pa.int64() if pa.types.is_large_list(column.type) else None)
-    if not pa.types.is_large_list(column.type):
-        offsets = offsets.cast(pa.int32())
-    return type(column).from_arrays(offsets, values, type=column.type)
+    kind = pa.int64() if pa.types.is_large_list(column.type) else pa.int32()
+    return type(column).from_arrays(pa.array(offsets, type=kind), values, type=column.type)
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

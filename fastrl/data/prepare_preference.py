@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -89,7 +89,7 @@ class _PreferenceRows:
 
     def _parts(self, rows: Rows) -> tuple[list[Any], list[Any], list[Any]]:
         """Prompts and both answers, texts ended by the end-of-sequence token."""
-        read = rows.chats if self.conversational else rows.texts
+        read: Callable[[str], list[Any]] = rows.chats if self.conversational else rows.texts
         chosen, rejected = read("chosen"), read("rejected")
         if self.kind == "preference":
             prompts = read("prompt")
@@ -204,10 +204,10 @@ class _RewardRows:
                 [token for token, bit in zip(own, mask, strict=True) if bit]
                 for own, mask in zip(ids, masks, strict=True)
             ]
-        values = rows.chats(column) if self.conversational else rows.texts(column)
+        read: Callable[[str], list[Any]] = rows.chats if self.conversational else rows.texts
+        values = read(column)
         if self.kind == "preference":
-            prompts = rows.chats("prompt") if self.conversational else rows.texts("prompt")
-            values = [a + b for a, b in zip(prompts, values, strict=True)]
+            values = [a + b for a, b in zip(read("prompt"), values, strict=True)]
         if self.conversational:
             return rows.encode_chats(self.encoder, column, values, repeated=True)
         return self.encoder.texts(with_eos(values, self.eos))
@@ -254,7 +254,7 @@ def prepare_reward(
     """
     row = first_row(dataset, name)
     columns = column_names(dataset)
-    layout = {"kind": "tokenized", "conversational": False, "eos": None}
+    layout: dict[str, Any] = {"kind": "tokenized", "conversational": False, "eos": None}
     layout |= _tokenised_columns(columns)
     if "sides" not in layout:
         found = detect_format(columns, row, wanted=_PAIRS)

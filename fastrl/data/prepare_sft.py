@@ -60,7 +60,9 @@ class _SftRows:
             return self._prompt_completion(rows)
         if self.conversational:
             return self._conversations(rows)
-        texts = self._formatted(rows) if self.formatting else rows.texts(self.column)
+        texts = (
+            self._formatted(rows, self.formatting) if self.formatting else rows.texts(self.column)
+        )
         ids = self.encoder.texts(with_eos(texts, self.eos))
         return ids, ids
 
@@ -79,15 +81,15 @@ class _SftRows:
             return ids, masked[0]
         return ids, [_masked(own, *bits) for own, *bits in zip(ids, *masked, strict=True)]
 
-    def _formatted(self, rows: Rows) -> list[str]:
+    def _formatted(self, rows: Rows, formatting: Callable[[Any], Any]) -> list[str]:
         columns = {name: rows.columns[name] for name in rows.columns}
         if self.formats_batches:
-            texts = self.formatting(columns)
+            texts = formatting(columns)
         else:
             examples = (
                 {name: values[row] for name, values in columns.items()} for row in range(len(rows))
             )
-            texts = [self.formatting(example) for example in examples]
+            texts = [formatting(example) for example in examples]
         if len(texts) != len(rows):
             problem = f"returned {len(texts)} texts for {len(rows)} rows; return one for each"
             raise rows.wrong(0, "formatting_func", problem)

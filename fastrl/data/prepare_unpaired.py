@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,7 +51,7 @@ class _UnpairedRows:
         else:
             prompt_ids, ids = self.encoder.texts(prompts), self.encoder.texts(whole)
         points = split_points(rows, self.processing_class, prompt_ids, ids)
-        columns = {
+        columns: dict[str, list[Any]] = {
             "prompt_ids": [own[:k] for k, own in zip(points, prompt_ids, strict=True)],
             "completion_ids": [own[k:] for k, own in zip(points, ids, strict=True)],
             "label": labels,
@@ -61,7 +62,7 @@ class _UnpairedRows:
 
     def _parts(self, rows: Rows) -> tuple[list[Any], list[Any], list[bool], list[int]]:
         """Prompts, completions, labels and the row each comes from."""
-        read = rows.chats if self.conversational else rows.texts
+        read: Callable[[str], list[Any]] = rows.chats if self.conversational else rows.texts
         count = len(rows)
         if self.kind == "unpaired_preference":
             labels = rows.flags("label")

@@ -175,8 +175,10 @@ def split_points(
     return points
 
 
-def with_eos(texts: list[str], eos: str) -> list[str]:
-    """Each text, ended by the end-of-sequence token if it is not yet."""
+def with_eos(texts: list[str], eos: str | None) -> list[str]:
+    """Each text, ended by the end-of-sequence token, if there is one, where it is not yet."""
+    if eos is None:
+        return texts
     return [text if text.endswith(eos) else text + eos for text in texts]
 
 

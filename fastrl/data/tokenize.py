@@ -104,39 +104,41 @@ class Encoder:
         """The faster encoder of text between special tokens, where there is one."""
         return None if self.cut is None else word_encoder(self.tokenizer)
 
-    def _pieces(self, text: str) -> list[str]:
-        starts = (match.start() for match in self.cut.finditer(text))
+    @staticmethod
+    def _pieces(cut: re.Pattern[str], text: str) -> list[str]:
+        starts = (match.start() for match in cut.finditer(text))
         borders = [0, *(start for start in starts if start), len(text)]
         return [text[a:b] for a, b in pairwise(borders)]
 
     def _joined(self, texts: Sequence[str]) -> TokenLists:
         """The texts, without added special tokens, put together from their pieces."""
-        if not self.by_pieces or self.cut is None:
+        cut = self.cut
+        if not self.by_pieces or cut is None:
             return self._whole(texts, add_special_tokens=False)
         if len(self.known) > _REMEMBERED:
             self.known.clear()
-        pieces = [self._pieces(text) for text in texts]
-        self._learn({piece for row in pieces for piece in row if piece not in self.known})
+        pieces = [self._pieces(cut, text) for text in texts]
+        self._learn({piece for row in pieces for piece in row if piece not in self.known}, cut)
         joined = [[token for piece in row for token in self.known[piece]] for row in pieces]
         step = max(1, len(texts) // _CHECKED)
         self.by_pieces = joined[::step] == self._whole(texts[::step], add_special_tokens=False)
         return joined if self.by_pieces else self._whole(texts, add_special_tokens=False)
 
-    def _learn(self, pieces: set[str]) -> None:
+    def _learn(self, pieces: set[str], cut: re.Pattern[str]) -> None:
         left = []
         for piece in pieces:
-            ids = self._by_words(piece) if self.words else None
+            ids = self._by_words(self.words, piece, cut) if self.words else None
             if ids is None:
                 left.append(piece)
             else:
                 self.known[piece] = ids
         self.known.update(zip(left, self._whole(left, add_special_tokens=False), strict=True))
 
-    def _by_words(self, piece: str) -> list[int] | None:
-        special = self.cut.match(piece)
+    def _by_words(self, words: WordEncoder, piece: str, cut: re.Pattern[str]) -> list[int] | None:
+        special = cut.match(piece)
         if special is None:
-            return self.words(piece)
-        ids = self.words(piece[special.end() :])
+            return words(piece)
+        ids = words(piece[special.end() :])
         return None if ids is None else [self.special[special.group()], *ids]
 
     @cached_property
