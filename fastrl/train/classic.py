@@ -334,6 +334,7 @@ class ClassicTrainer(PublishingTrainer):
         return Limits(
             vocabulary=min((n for m in inner if (n := vocabulary_size(m))), default=None),
             tokens=min((n for n in longest if n), default=None),
+            uncounted=2 if self.is_encoder_decoder else 0,
         )
 
     @contextmanager

@@ -16,6 +16,7 @@ class Limits:
 
     vocabulary: int | None = None  # ids must be below it; None leaves ids unchecked
     tokens: int | None = None  # longest query and response together; None: any length
+    uncounted: int = 0  # first tokens of a response that never count: 2 of an encoder–decoder's
 
 
 def _check_list(name: str, rows: Any, batch_size: int | None) -> None:
@@ -89,7 +90,7 @@ def _check_scores(scores: Rows) -> None:
         raise ValueError(f"scores[{i}] is {scores[i].item()}: scores must be finite (as fp32)")
 
 
-def _check_masks(masks: Rows, responses: Rows) -> None:
+def _check_masks(masks: Rows, responses: Rows, uncounted: int) -> None:
     for i, (mask, response) in enumerate(zip(masks, responses, strict=True)):
         if mask.shape != response.shape:
             raise ValueError(
@@ -98,8 +99,25 @@ def _check_masks(masks: Rows, responses: Rows) -> None:
             )
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError(f"response_masks[{i}] must hold 0 and 1 only: 1 where a token counts")
-        if not bool(mask.any()):
-            raise ValueError(f"response_masks[{i}] is all 0: at least one token must count")
+        if not bool(mask[uncounted:].any()):
+            but = f" from token {uncounted} on" if uncounted else ""
+            raise ValueError(f"response_masks[{i}] is all 0{but}: at least one token must count")
+
+
+def _check_counted(responses: Rows, masks: Rows | None, uncounted: int) -> None:
+    for i, response in enumerate(responses):
+        if len(response) <= uncounted:
+            raise ValueError(
+                f"responses[{i}] has {len(response)} tokens, of which an encoder-decoder's first "
+                f"{uncounted} do not count: at least {uncounted + 1} are needed"
+            )
+    rows = responses if masks is None else masks
+    counted = sum(len(r) - uncounted if masks is None else int(r[uncounted:].sum()) for r in rows)
+    if counted < 2:
+        raise ValueError(
+            "responses: a single token counts in the whole batch, and advantages are whitened over "
+            "at least two; use longer responses or a larger batch_size"
+        )
 
 
 def check_step_inputs(
@@ -128,10 +146,12 @@ def check_step_inputs(
         wanted = len(rows)
     if masks is not None:
         _check_list("response_masks", masks, wanted)
-        _check_masks(masks, responses)
     if not queries:
         raise ValueError("queries is empty: a step needs at least one row")
     check_prompts("queries", queries, limits.vocabulary)
     check_prompts("responses", responses, limits.vocabulary)
     _check_lengths(queries, responses, limits.tokens)
+    if masks is not None:
+        _check_masks(masks, responses, limits.uncounted)
+    _check_counted(responses, masks, limits.uncounted)
     _check_scores(scores)

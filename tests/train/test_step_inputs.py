@@ -126,3 +126,26 @@ def test_ids_of_any_whole_dtype_pass():
     queries, responses, scores = rows()
     kinds = [torch.int32, torch.uint8]
     check([q.to(k) for q, k in zip(queries, kinds, strict=True)], responses, scores)
+
+
+def test_one_counted_token_in_all_cannot_be_whitened():
+    queries, responses, scores = (row[:1] for row in rows())
+    responses[0] = responses[0][:1]
+    with pytest.raises(ValueError, match="a single token counts in the whole batch"):
+        check(queries, responses, scores, batch_size=1)
+    responses[0] = torch.tensor([4, 5])
+    check(queries, responses, scores, batch_size=1)
+    with pytest.raises(ValueError, match="a single token counts"):
+        check(queries, responses, scores, [torch.tensor([0, 1])], batch_size=1)
+
+
+def test_the_first_two_tokens_of_an_encoder_decoder_do_not_count():
+    queries, responses, scores = rows()
+    limits = Limits(VOCAB, uncounted=2)
+    with pytest.raises(ValueError, match=r"responses\[0\] has 2 tokens.* at least 3 are needed"):
+        check_step_inputs(2, queries, responses, scores, None, limits)
+    responses = [torch.tensor([4, 5, 6])] * 2
+    check_step_inputs(2, queries, responses, scores, None, limits)
+    masks = [torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0])]
+    with pytest.raises(ValueError, match=r"response_masks\[1\] is all 0 from token 2 on"):
+        check_step_inputs(2, queries, responses, scores, masks, limits)
