@@ -1,14 +1,23 @@
-"""The README's script runs as printed, with a tiny model of the name it loads."""
+"""The README's scripts run as printed, with tiny models and rows of the names they load."""
 
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tests.algos.offline_parity import making
+
 README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def script(title: str) -> str:
+    """The first python block of the README that names a class."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return next(block for block in blocks if title in block)
 
 
 @pytest.fixture
@@ -36,12 +45,24 @@ def gpt2(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:no v_head weight", "ignore:No dataset is provided")
-def test_the_script_runs_as_printed(gpt2, capsys):
-    script = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL).group(1)
-    assert len([line for line in script.splitlines() if line.strip()]) <= 15
-    assert script.count("range(20)") == 1
+def test_the_ppo_script_runs_as_printed(gpt2, capsys):
+    text = script("PPOTrainer")
+    assert len([line for line in text.splitlines() if line.strip()]) <= 15
+    assert text.count("range(20)") == 1
     names = {}
-    exec(compile(script.replace("range(20)", "range(2)"), str(README), "exec"), names)
+    exec(compile(text.replace("range(20)", "range(2)"), str(README), "exec"), names)
     assert len(re.findall(r"^reward \d\.\d\d  KL -?\d\.\d\d$", capsys.readouterr().out, re.M)) == 2
     replies = {tuple(ids.tolist()) for ids in names["responses"]}
     assert len(replies) > 1  # eight equal prompts: greedy answers would all be the same
+
+
+@pytest.mark.parametrize(("title", "rows"), [("SFT", "messages"), ("DPO", "preference_chat")])
+def test_the_offline_scripts_run_as_printed(title, rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    making.model().save_pretrained("Qwen/Qwen3-0.6B")
+    making.tokenizer().save_pretrained("Qwen/Qwen3-0.6B")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: making.rows(rows, 8))
+    text = script(f"{title}Trainer")
+    assert len([line for line in text.splitlines() if line.strip()]) <= 12
+    exec(compile(text, str(README), "exec"), {})
+    assert (tmp_path / "runs" / title.lower() / "log.jsonl").read_text().count("loss") == 1
