@@ -86,6 +86,37 @@ def test_earlier_reasoning_is_kept(derived):
     )
 
 
+def test_reasoning_that_even_the_last_turn_lacks_is_kept():
+    """As DeepSeek-R1's: what precedes </think> is cut off every turn."""
+    plain = (
+        "{% for m in messages %}{% set said = m.content %}{% if '</think>' in said %}"
+        "{% set said = said.split('</think>')[-1] %}{% endif %}"
+        "{{ '<|' + m.role + '|>' + said + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
+    )
+    template = fastrl.get_training_chat_template(make_tokenizer(plain))
+    tokenizer = make_tokenizer()
+    ids, mask = assistant_mask(REASONED[:2], tokenizer, chat_template=template)
+    spoken = tokenizer.decode([token for token, one in zip(ids, mask, strict=True) if one])
+    assert spoken == "<think>\nbecause\n</think>\n\nyes<|im_end|>"
+
+
+def test_what_the_original_renders_steadily_is_never_changed():
+    """Fixed to true, the condition would leave the last turn's block out, and hold as well."""
+    plain = TEMPLATES["chatml"][0].replace(
+        "message['content'] +",
+        "('' if message['role'] != 'assistant' else "
+        "'' if loop.index < messages | length else '<think></think>') + message['content'] +",
+    )
+    template = fastrl.get_training_chat_template(make_tokenizer(plain))
+    (text,) = render([CONVERSATIONS["user last"]], make_tokenizer(template))
+    assert text == (
+        "<|im_start|>user\nIs it there?<|im_end|>\n"
+        "<|im_start|>assistant\n<think></think>The cat is.<|im_end|>\n"
+        "<|im_start|>user\nthanks<|im_end|>\n"
+    )
+
+
 def test_exchanges_with_tools(derived):
     tokenizer = make_tokenizer()
     for tools in (None, TOOLS):
