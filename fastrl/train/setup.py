@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fastrl.data.chat_setup import clone_chat_template
 from fastrl.models import adapters
 from fastrl.models.loading import modernise
 from fastrl.train import checkpointing
@@ -308,8 +309,6 @@ def chat_template(
     if path.endswith((".jinja", ".j2")) and Path(path).is_file():
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
         return model, tokenizer, []
-    from fastrl.data.templates import clone_chat_template
-
     return clone_chat_template(model, tokenizer, path)
 
 

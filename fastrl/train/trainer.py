@@ -47,6 +47,8 @@ class Trainer(transformers.Trainer):
     each optimizer step losses and gradient norm are checked to be finite.
     """
 
+    model: Any
+    args: Any  # the trainer's own config
     _name: ClassVar[str]
     _tag_names: ClassVar[tuple[str, ...]]
     _paper: ClassVar[dict[str, str]] = {}

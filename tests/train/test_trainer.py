@@ -470,3 +470,19 @@ def test_a_rebuilt_batch_keeps_what_the_host_knows():
     batch = Batch({"input_ids": torch.zeros(1, 2), "spans": None, "pooled": [1]})
     assert set(batch) == {"input_ids"}
     assert batch.pooled == [1]
+
+
+def test_the_chat_template_of_a_file_or_another_model(tmp_path):
+    other = making.tokenizer("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "own.jinja").write_text(making.CHATML)
+    for path, template in (
+        (tmp_path / "other", other.chat_template),
+        (tmp_path / "own.jinja", making.CHATML),
+    ):
+        trainer = build(
+            tmp_path / "run",
+            train_dataset=making.rows("messages", 8),
+            chat_template_path=str(path),
+        )
+        assert trainer.processing_class.chat_template == template
