@@ -1,0 +1,315 @@
+"""GSM8K from a folder, and small language models trained on it: nothing is downloaded.
+
+The folder holds the school problems of Cobbe et al. (2021, arXiv 2110.14168): `train.jsonl` and
+`test.jsonl` with a person's solutions, and `model_solutions.jsonl`, four solutions to each test
+problem by models of theirs, each marked right or wrong by its final number.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    ProgressCallback,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    set_seed,
+)
+from transformers.utils.logging import disable_progress_bar as disable_loading_bar
+
+from fastrl import ModelConfig, RichProgressCallback, ScriptArguments, TrlParser
+from fastrl.cli.curves import save_curves
+from fastrl.cli.plot import curves_of
+from fastrl.train.script_arguments import DatasetMixtureConfig
+
+console = Console()
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+VOCABULARY = 4096
+SHAPE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+HELD_OUT = 256  # rows to evaluate on, so that it takes seconds
+NEW_TOKENS = 160  # of a sample
+# What the offline runs of all scripts have in common.
+DEFAULTS = {
+    "max_length": 384,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "logging_steps": 0.02,
+    "eval_strategy": "steps",
+    "eval_steps": 0.6,
+    "save_strategy": "no",
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+# --------------------------------------------------------------------------- the command line
+@dataclass
+class Offline:
+    """Options of the runs that download nothing."""
+
+    dataset: str | None = field(
+        default=None, metadata={"help": "Folder of GSM8K: train on it and download nothing."}
+    )
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Offline: folder of a model by sft.py to start from; unset: a new one."},
+    )
+
+
+def parse(
+    config: type, defaults: Mapping[str, Any], argv: Sequence[str] | None, about: str
+) -> tuple[Any, ...]:
+    """(Offline, ScriptArguments, config, ModelConfig, DatasetMixtureConfig) of a command line.
+
+    Args:
+        config: the trainer's.
+        defaults: of an offline run, where they differ from those of the dataclasses.
+        argv: the words; None: the program's own.
+        about: a line for --help.
+    """
+    types = (Offline, ScriptArguments, config, ModelConfig, DatasetMixtureConfig)
+    parser = TrlParser(types, description=about, usage="%(prog)s [options]")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if any(word.split("=")[0] == "--dataset" for word in words):
+        parser.set_defaults_with_config(**DEFAULTS, **defaults)
+    try:
+        options = parser.parse_args_and_config(words)
+    except ValueError as error:
+        parser.error(str(error))
+    offline, script, _, model, mixture = options
+    if offline.dataset is None and offline.model is not None:
+        parser.error("--model is for --dataset FOLDER; with a hub it is --model_name_or_path")
+    if offline.dataset is not None:
+        for name, given in (
+            ("--model_name_or_path (use --model)", model.model_name_or_path),
+            ("--dataset_name", script.dataset_name),
+            ("datasets", mixture.datasets),
+        ):
+            if given:
+                parser.error(f"--dataset FOLDER needs no hub: leave out {name}")
+        disable_progress_bar()
+        disable_loading_bar()
+    return options
+
+
+def loading(model_args: ModelConfig) -> dict[str, Any]:
+    """Keywords of `from_pretrained` that the model options stand for."""
+    return {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+
+
+# --------------------------------------------------------------------------- the data
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file. Raises SystemExit if there is none."""
+    if not file.is_file():
+        raise SystemExit(f"{file} is missing: --dataset names the folder of GSM8K's .jsonl files")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def asked(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def said(solution: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": solution}]
+
+
+def problems(folder: Path, split: str) -> Dataset:
+    """Columns `prompt` and `completion`; the last line is `A: 18`, as the models write it."""
+    rows = read(folder / f"{split}.jsonl")
+    return Dataset.from_list(
+        [
+            {
+                "prompt": asked(row["question"]),
+                "completion": said(row["answer"].replace("#### ", "A: ")),
+            }
+            for row in rows
+        ]
+    )
+
+
+def solved(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Problems with the models' solutions: (to train on, a fifth to hold out), for every seed."""
+    found = []
+    for row in read(folder / "model_solutions.jsonl"):
+        given = [value for value in row.values() if isinstance(value, dict)]
+        marks = {each["solution"]: bool(each["is_correct"]) for each in given}
+        right = [text for text, correct in marks.items() if correct]
+        wrong = [text for text, correct in marks.items() if not correct]
+        found.append({"question": row["question"], "right": right, "wrong": wrong})
+    random.Random(0).shuffle(found)
+    fifth = len(found) // 5
+    return found[fifth:], found[:fifth]
+
+
+def pairs(rows: list[dict[str, Any]]) -> Dataset:
+    """Every right solution of a problem beside every wrong one: `prompt`, `chosen`, `rejected`."""
+    return Dataset.from_list(
+        [
+            {"prompt": asked(row["question"]), "chosen": said(good), "rejected": said(bad)}
+            for row in rows
+            for good, bad in product(row["right"], row["wrong"])
+        ]
+    )
+
+
+def marked(rows: list[dict[str, Any]]) -> Dataset:
+    """Each solution by itself, in a random order: `prompt`, `completion`, `label`."""
+    found = [
+        {"prompt": asked(row["question"]), "completion": said(text), "label": label}
+        for row in rows
+        for label, texts in ((True, row["right"]), (False, row["wrong"]))
+        for text in texts
+    ]
+    random.Random(0).shuffle(found)
+    return Dataset.from_list(found)
+
+
+def first(rows: Dataset) -> Dataset:
+    """As many as are evaluated on."""
+    return rows.select(range(min(HELD_OUT, len(rows))))
+
+
+# --------------------------------------------------------------------------- tokenizer and model
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding learnt from the texts, each digit a token, with a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(folder: Path, rows: Dataset, seed: int) -> str:
+    """A tokenizer learnt from the rows and an untrained Qwen2 of four layers × 192, saved."""
+    texts = [row[part][0]["content"] for row in rows for part in ("prompt", "completion")]
+    tokenizer = train_tokenizer(texts)
+    set_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        **SHAPE,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+# --------------------------------------------------------------------------- a run
+@torch.no_grad()
+def answers(trainer: Any, questions: list[str]) -> list[str]:
+    """A solution to each, sampled at temperature 0.7; the noise is the same at every call."""
+    tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
+    was_training = model.training
+    model.eval()
+    texts = []
+    for question in questions:
+        ids = tokenizer.apply_chat_template(
+            asked(question), add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ).to(model.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(2024)
+            made = model.generate(
+                **ids, do_sample=True, temperature=0.7, top_k=0, max_new_tokens=NEW_TOKENS
+            )
+        texts.append(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], True))
+    model.train(was_training)
+    return texts
+
+
+def train(trainer: Any, names: Mapping[str, str]) -> dict[str, tuple[float, float]]:
+    """Train with a progress bar and save.
+
+    Args:
+        trainer: any of the four.
+        names: what to call a metric -> the metric.
+
+    Returns:
+        name -> its value on the held-out rows (before, after).
+    """
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(RichProgressCallback())
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    trainer.save_model()
+    return {name: (before[f"eval_{key}"], after[f"eval_{key}"]) for name, key in names.items()}
+
+
+def shortened(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else text[:longest] + " …"
+
+
+def report(
+    folder: Path,
+    title: str,
+    figures: Mapping[str, tuple[float, float]],
+    samples: Sequence[Mapping[str, str]],
+    drawn: Sequence[str],
+) -> None:
+    """Print and write report.md (figures before and after, samples) and curves.png.
+
+    Args:
+        folder: of the run.
+        title: of the curves.
+        figures: name -> (before, after), on held-out rows.
+        samples: heading -> text.
+        drawn: keys of log.jsonl.
+    """
+    lines = ["| on held-out rows | before | after |", "|---|---|---|"]
+    lines += [f"| {name} | {old:.3f} | {new:.3f} |" for name, (old, new) in figures.items()]
+    for sample in samples:
+        lines += [f"\n{heading}:\n```\n{shortened(text)}\n```" for heading, text in sample.items()]
+    text = "\n".join(lines) + "\n"
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    try:
+        curves = curves_of(folder, list(drawn))
+    except ValueError as error:
+        warnings.warn(f"no curves: {error}", stacklevel=2)
+        return
+    save_curves(folder / "curves.png", title, curves, axis_label="optimizer step")
+    console.print(f"report.md, log.jsonl, curves.png and the model are in {folder}/")

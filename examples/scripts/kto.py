@@ -1,0 +1,87 @@
+"""KTO; offline, a small model learns from single solutions, each marked right or wrong.
+
+Offline, from a folder of GSM8K and a model made by sft.py (a short SFT goes first without one):
+
+    python examples/scripts/kto.py --dataset path/to/gsm8k --model runs/sft
+
+With a hub, whole or with an adapter:
+
+    python examples/scripts/kto.py --model_name_or_path trl-lib/qwen1.5-1.8b-sft \\
+        --dataset_name trl-lib/kto-mix-14k --learning_rate 5e-7 --output_dir kto-aligned-model
+    python examples/scripts/kto.py --model_name_or_path trl-lib/qwen1.5-1.8b-sft \\
+        --dataset_name trl-lib/kto-mix-14k --use_peft --learning_rate 5e-7
+
+Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import gsm8k
+import sft
+
+from fastrl import KTOConfig, KTOTrainer, ModelConfig, get_peft_config, get_quantization_config
+from fastrl.cli.training import fit, trainer_arguments
+
+OFFLINE = {
+    "output_dir": "runs/kto",
+    "max_steps": 100,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 16,
+    "learning_rate": 2e-4,
+    "desirable_weight": 1.6,  # 2,001 solutions are right and 3,275 wrong: both weigh alike
+}
+FIGURES = {
+    "loss": "loss",
+    "reward of right solutions": "rewards/chosen",
+    "reward of wrong solutions": "rewards/rejected",
+    "difference": "rewards/margins",
+    "KL estimate (nats a solution)": "kl",
+}
+
+
+def train_offline(
+    offline: gsm8k.Offline, args: KTOConfig, model_args: ModelConfig
+) -> dict[str, tuple[float, float]]:
+    """Solutions of other models one by one, each marked right or wrong."""
+    data, folder = Path(offline.dataset), Path(args.output_dir)
+    rows, held_out = gsm8k.solved(data)
+    model = offline.model or sft.short(offline.dataset, folder / "sft", args)
+    args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
+    trainer = KTOTrainer(
+        model=model,
+        args=args,
+        train_dataset=gsm8k.marked(rows),
+        eval_dataset=gsm8k.first(gsm8k.marked(held_out)),
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    questions = [row["question"] for row in held_out[:3]]
+    texts_before = gsm8k.answers(trainer, questions)
+    figures = gsm8k.train(trainer, FIGURES)
+    texts_after = gsm8k.answers(trainer, questions)
+    samples = [
+        {"problem": question, "before": old, "after": new}
+        for question, old, new in zip(questions, texts_before, texts_after, strict=True)
+    ]
+    drawn = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
+    gsm8k.report(folder, "KTO on solutions to GSM8K", figures, samples, drawn)
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
+    about = __doc__.split("\n")[0]
+    offline, script_args, training_args, model_args, mixture = gsm8k.parse(
+        KTOConfig, OFFLINE, argv, about
+    )
+    if offline.dataset is not None:
+        return train_offline(offline, training_args, model_args)
+    arguments = trainer_arguments(script_args, training_args, model_args, mixture)
+    fit(KTOTrainer(**arguments), script_args)
+    return None
+
+
+if __name__ == "__main__":
+    main()

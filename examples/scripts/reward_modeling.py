@@ -1,0 +1,113 @@
+"""Reward modelling; offline, a small model learns to tell right solutions from wrong ones.
+
+Offline, from a folder of GSM8K and a model made by sft.py (a short SFT goes first without one):
+
+    python examples/scripts/reward_modeling.py --dataset path/to/gsm8k --model runs/sft
+
+With a hub, whole or with an adapter:
+
+    python examples/scripts/reward_modeling.py --model_name_or_path Qwen/Qwen2-0.5B-Instruct \\
+        --dataset_name trl-lib/ultrafeedback_binarized --learning_rate 1e-5 --output_dir Qwen2-RM
+    python examples/scripts/reward_modeling.py --model_name_or_path Qwen/Qwen2-0.5B-Instruct \\
+        --dataset_name trl-lib/ultrafeedback_binarized --use_peft --lora_task_type SEQ_CLS
+
+Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gsm8k
+import sft
+import torch
+
+from fastrl import (
+    ModelConfig,
+    RewardConfig,
+    RewardTrainer,
+    get_peft_config,
+    get_quantization_config,
+)
+from fastrl.cli.training import fit, trainer_arguments
+
+OFFLINE = {
+    "output_dir": "runs/reward",
+    "max_steps": 100,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 16,
+    "learning_rate": 3e-4,
+    "center_rewards_coefficient": 0.01,
+}
+FIGURES = {
+    "loss": "loss",
+    "pair accuracy": "accuracy",
+    "margin": "margin",
+    "mean reward": "mean_reward",
+}
+
+
+@torch.no_grad()
+def rewards(trainer: RewardTrainer, rows: Any) -> list[tuple[float, float]]:
+    """(reward of the right solution, of the wrong one) of each pair."""
+    tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
+    model.eval()
+    found = []
+    for row in rows:
+        chats = [row["prompt"] + row[side] for side in ("chosen", "rejected")]
+        ids = [
+            tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")
+            for chat in chats
+        ]
+        right, wrong = (model(**each.to(model.device)).logits.item() for each in ids)
+        found.append((right, wrong))
+    return found
+
+
+def train_offline(
+    offline: gsm8k.Offline, args: RewardConfig, model_args: ModelConfig
+) -> dict[str, tuple[float, float]]:
+    """Right solutions of other models against wrong ones to the same problem."""
+    data, folder = Path(offline.dataset), Path(args.output_dir)
+    rows, held_out = (gsm8k.pairs(part) for part in gsm8k.solved(data))
+    model = offline.model or sft.short(offline.dataset, folder / "sft", args)
+    args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
+    trainer = RewardTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    shown = held_out.select(range(0, len(held_out), -(-len(held_out) // 3)))
+    rewards_before = rewards(trainer, shown)
+    figures = gsm8k.train(trainer, FIGURES)
+    samples = []
+    for row, before, after in zip(shown, rewards_before, rewards(trainer, shown), strict=True):
+        sample = {"problem": row["prompt"][0]["content"]}
+        for place, (name, side) in enumerate((("right", "chosen"), ("wrong", "rejected"))):
+            heading = f"{name}, reward {before[place]:+.2f} before and {after[place]:+.2f} after"
+            sample[heading] = row[side][0]["content"]
+        samples.append(sample)
+    drawn = ("loss", "accuracy", "margin", "grad_norm")
+    gsm8k.report(folder, "Reward model of solutions to GSM8K", figures, samples, drawn)
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
+    about = __doc__.split("\n")[0]
+    offline, script_args, training_args, model_args, mixture = gsm8k.parse(
+        RewardConfig, OFFLINE, argv, about
+    )
+    if offline.dataset is not None:
+        return train_offline(offline, training_args, model_args)
+    arguments = trainer_arguments(script_args, training_args, model_args, mixture)
+    fit(RewardTrainer(**arguments), script_args)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Supervised fine-tuning; offline, a small language model learns to write solutions to problems.
+
+Offline, from a folder of GSM8K, tokenizer and model made from scratch:
+
+    python examples/scripts/sft.py --dataset path/to/gsm8k
+
+With a hub, whole or with an adapter:
+
+    python examples/scripts/sft.py --model_name_or_path Qwen/Qwen2-0.5B \\
+        --dataset_name trl-lib/Capybara --packing --output_dir Qwen2-0.5B-SFT
+    python examples/scripts/sft.py --model_name_or_path Qwen/Qwen2-0.5B \\
+        --dataset_name trl-lib/Capybara --use_peft --lora_r 32 --learning_rate 2e-4
+
+Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import gsm8k
+from transformers import TrainingArguments
+
+from fastrl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from fastrl.cli.training import fit, trainer_arguments
+
+OFFLINE = {
+    "output_dir": "runs/sft",
+    "max_steps": 400,
+    "per_device_train_batch_size": 4,
+    "packing": True,
+    "eval_packing": False,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.1,
+}
+FIGURES = {"cross-entropy (nats a token)": "loss", "token accuracy": "mean_token_accuracy"}
+SHORT = 150  # steps of an SFT that only precedes another run
+
+
+def train_offline(
+    offline: gsm8k.Offline, args: SFTConfig, model_args: ModelConfig
+) -> dict[str, tuple[float, float]]:
+    """Learn the solutions of the training problems, not the problems themselves."""
+    data, folder = Path(offline.dataset), Path(args.output_dir)
+    rows, test = gsm8k.problems(data, "train"), gsm8k.problems(data, "test")
+    args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
+    trainer = SFTTrainer(
+        model=offline.model or gsm8k.new_model(folder / "start", rows, args.seed),
+        args=args,
+        train_dataset=rows,
+        eval_dataset=gsm8k.first(test),
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    shown = test.select(range(3))
+    questions = [row[0]["content"] for row in shown["prompt"]]
+    texts_before = gsm8k.answers(trainer, questions)
+    figures = gsm8k.train(trainer, FIGURES)
+    before, after = figures["cross-entropy (nats a token)"]
+    figures["perplexity"] = (math.exp(before), math.exp(after))
+    texts_after = gsm8k.answers(trainer, questions)
+    by_hand = [row[0]["content"] for row in shown["completion"]]
+    samples = [
+        {"problem": q, "before": old, "after": new, "by hand": right}
+        for q, old, new, right in zip(questions, texts_before, texts_after, by_hand, strict=True)
+    ]
+    drawn = ("loss", "mean_token_accuracy", "grad_norm", "learning_rate")
+    gsm8k.report(folder, "SFT on GSM8K solutions", figures, samples, drawn)
+    return figures
+
+
+def short(dataset: str, folder: Path, args: TrainingArguments) -> str:
+    """The folder of a model by a short SFT, for the scripts that start from one."""
+    steps = min(SHORT, args.max_steps) if args.max_steps > 0 else SHORT
+    words = ["--dataset", dataset, "--output_dir", str(folder), "--seed", str(args.seed)]
+    main([*words, "--max_steps", str(steps), "--use_cpu", str(args.use_cpu)])
+    return str(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
+    about = __doc__.split("\n")[0]
+    offline, script_args, training_args, model_args, mixture = gsm8k.parse(
+        SFTConfig, OFFLINE, argv, about
+    )
+    if offline.dataset is not None:
+        return train_offline(offline, training_args, model_args)
+    arguments = trainer_arguments(script_args, training_args, model_args, mixture)
+    fit(SFTTrainer(**arguments), script_args)
+    return None
+
+
+if __name__ == "__main__":
+    main()

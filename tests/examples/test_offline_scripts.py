@@ -1,0 +1,137 @@
+"""examples/scripts/{sft,dpo,kto,reward_modeling}.py: flags, a few steps, and learning on GSM8K."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "examples" / "scripts"
+NAMES = ("sft", "dpo", "kto", "reward_modeling")
+GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The scripts as modules by name, with a model small enough for a test."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import dpo
+    import gsm8k
+    import kto
+    import reward_modeling
+    import sft
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    monkeypatch.setattr(gsm8k, "SHAPE", gsm8k.SHAPE | small)
+    monkeypatch.setattr(gsm8k, "VOCABULARY", 300)
+    monkeypatch.setattr(gsm8k, "NEW_TOKENS", 4)
+    return {"sft": sft, "dpo": dpo, "kto": kto, "reward_modeling": reward_modeling}
+
+
+@pytest.fixture
+def sums(tmp_path):
+    """A folder of GSM8K's files with made-up sums; every problem has right and wrong solutions."""
+    folder = tmp_path / "sums"
+    folder.mkdir()
+    solved = []
+    for number in range(3, 15):
+        question = f"Ann has {number} pens and buys 2. How many has she?"
+        solution = f"She has {number}+2=<<{number}+2={number + 2}>>{number + 2}."
+        solved.append({"question": question, "answer": f"{solution}\n#### {number + 2}"})
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, solved)))
+    rows = []
+    for number, row in enumerate(solved, 3):
+        texts = {f"model {n}": f"It is {number + n}.\nA: {number + n}" for n in range(1, 4)}
+        marks = {name: {"solution": t, "is_correct": name[-1] == "2"} for name, t in texts.items()}
+        rows.append({"question": row["question"], "ground_truth": row["answer"], **marks})
+    (folder / "model_solutions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_and_flags_that_are_wrong(scripts, capsys, name):
+    def refused(*words):
+        with pytest.raises(SystemExit) as stop:
+            scripts[name].main(list(words))
+        return stop.value.code, capsys.readouterr()
+
+    code, shown = refused("--help")
+    assert code == 0
+    for flag in ("--dataset ", "--model_name_or_path", "--lora_r", "--max_steps", "--seed"):
+        assert flag in shown.out
+    code, shown = refused("--dataset", "there", "--max_stepz", "2")
+    assert code == 2 and "did you mean '--max_steps'" in shown.err
+    code, shown = refused("--dataset", "there", "--model_name_or_path", "gpt2")
+    assert code == 2 and "leave out --model_name_or_path (use --model)" in shown.err
+    code, shown = refused("--model", "here")
+    assert code == 2 and "--model is for --dataset FOLDER" in shown.err
+
+
+def test_rows_are_split_by_problem(scripts, sums):
+    import gsm8k
+
+    train, held_out = gsm8k.solved(sums)
+    assert (len(train), len(held_out)) == (10, 2)
+    assert not {row["question"] for row in train} & {row["question"] for row in held_out}
+    assert all(len(row["right"]) == 1 and len(row["wrong"]) == 2 for row in train)
+    first = gsm8k.pairs(train)[0]
+    number = int(first["prompt"][0]["content"].split()[2])
+    assert first["chosen"][0]["content"].endswith(f"A: {number + 2}")
+    assert not first["rejected"][0]["content"].endswith(f"A: {number + 2}")
+    marked = gsm8k.marked(train)
+    assert (sum(marked["label"]), len(marked)) == (10, 30)
+    assert gsm8k.problems(sums, "train")[0]["completion"][0]["content"].endswith("\nA: 5")
+
+
+def test_a_few_steps_of_each(scripts, sums, tmp_path):
+    def run(name, *extra):
+        out = tmp_path / name
+        words = ["--dataset", str(sums), "--output_dir", str(out), "--max_steps", "2", "--use_cpu"]
+        words += ["--per_device_train_batch_size", "4", *extra]
+        figures = scripts[name].main(words)
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        assert {row["step"] for row in rows} == {0, 1, 2}
+        assert (out / "curves.png").stat().st_size > 10_000
+        assert (out / "model.safetensors").exists() and (out / "tokenizer.json").exists()
+        text = (out / "report.md").read_text()
+        assert "Ann has" in text and all(name in text for name in figures)
+        return figures
+
+    loss = run("sft")["cross-entropy (nats a token)"]
+    assert 5 < loss[0] < 6.5 and loss[1] < loss[0]  # log 300 = 5.7
+    model = ("--model", str(tmp_path / "sft"))
+    margin = run("dpo", *model)["reward margin"]
+    assert margin[0] == 0 and margin[1] != 0
+    kto = run("kto", *model)
+    assert kto["loss"][0] == pytest.approx(0.5 * (1.6 + 2) / 3, abs=1e-3)  # one in three is right
+    assert run("reward_modeling")["loss"][0] == pytest.approx(0.69, abs=0.05)
+    assert (tmp_path / "reward_modeling" / "sft" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="needs GSM8K: its folder in the variable GSM8K")
+def test_held_out_figures_improve_on_real_data(tmp_path):
+    def run(name, steps, *extra):
+        out = tmp_path / name
+        command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--dataset", str(GSM8K), *extra]
+        command += ["--output_dir", str(out), "--max_steps", str(steps), "--eval_strategy", "no"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        table = [line.split("|")[1:4] for line in done.stdout.splitlines() if line[:1] == "|"][2:]
+        return {row[0].strip(): (float(row[1]), float(row[2])) for row in table}
+
+    before, after = run("sft", 40)["cross-entropy (nats a token)"]
+    assert 8 < before < 8.6 and after < 5.5  # log 4096 = 8.3
+    model = ("--model", str(tmp_path / "sft"))
+    accuracy = run("reward_modeling", 40, *model)["pair accuracy"]
+    assert 0.4 < accuracy[0] < 0.6 and accuracy[1] > 0.53
+    dpo = run("dpo", 40, *model)
+    assert dpo["reward accuracy"][1] > 0.5 and dpo["reward margin"][1] > 0
+    kto = run("kto", 40, *model)
+    assert kto["difference"][1] > 0
