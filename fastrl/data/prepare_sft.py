@@ -15,7 +15,9 @@ from fastrl.data.formats import column_names, detect_format
 from fastrl.data.packing import pack_dataset
 from fastrl.data.prepare import TOKENS, Made, first_row, main_process_first, map_rows, only
 from fastrl.data.rows import Rows, split_points, with_eos
+from fastrl.data.templates import has_generation_markers
 from fastrl.data.tokenize import Encoder, TokenLists
+from fastrl.data.training_template import NotProven, get_training_chat_template
 
 logger = logging.getLogger(__name__)
 IGNORED = -100  # the label of a token that is not learned
@@ -34,6 +36,7 @@ class _SftRows:
     masks: tuple[str, ...]  # columns of 0 and 1 that all must be 1 for a token to be learned
     completion_only: bool
     assistant_only: bool
+    chat_template: str | None  # that marks the assistant's part, in place of the one set
     eos: str | None
     max_length: int | None
     keep_end: bool
@@ -104,7 +107,7 @@ class _SftRows:
         if not self.assistant_only:
             ids = rows.encode_chats(self.encoder, self.column, chats)
             return ids, ids
-        pairs = rows.encode_assistant(self.processing_class, self.column, chats)
+        pairs = rows.encode_assistant(self.processing_class, self.column, chats, self.chat_template)
         return [ids for ids, _ in pairs], [_masked(*pair) for pair in pairs]
 
     def _prompt_completion(self, rows: Rows) -> tuple[TokenLists, TokenLists]:
@@ -128,7 +131,9 @@ class _SftRows:
         if not self.assistant_only:
             ids = rows.encode_chats(self.encoder, "completion", whole, repeated=True)
             return prompt_ids, ids, ids
-        pairs = rows.encode_assistant(self.processing_class, "completion", whole)
+        pairs = rows.encode_assistant(
+            self.processing_class, "completion", whole, self.chat_template
+        )
         return prompt_ids, [ids for ids, _ in pairs], [_masked(*pair) for pair in pairs]
 
 
@@ -267,6 +272,7 @@ def prepare_sft(
     step = _SftRows(
         processing_class=processing_class,
         assistant_only=args.assistant_only_loss,
+        chat_template=_marking(processing_class) if args.assistant_only_loss else None,
         eos=_eos(processing_class, layout),
         **layout,
         **_window(args, packing),
@@ -282,6 +288,20 @@ def prepare_sft(
             lost=f"within max_length={args.max_length} tokens no label is left to learn",
         )
         return _arranged(prepared, args, packing, name)
+
+
+def _marking(processing_class: Any) -> str | None:
+    """A template that marks the assistant's part, derived from the one set; None to use that one.
+
+    Where none can be derived, what the assistant said is proven conversation by conversation.
+    """
+    template = getattr(processing_class, "chat_template", None)
+    if template is None or has_generation_markers(template):
+        return None
+    try:
+        return get_training_chat_template(processing_class)
+    except NotProven:
+        return None
 
 
 def _arranged(prepared: Any, args: Any, packing: bool, name: str) -> Any:

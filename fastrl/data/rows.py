@@ -123,14 +123,19 @@ class Rows:
         )
 
     def encode_assistant(
-        self, processing_class: Any, column: str, chats: list[Messages]
+        self, processing_class: Any, column: str, chats: list[Messages], template: str | None
     ) -> list[tuple[list[int], list[int]]]:
-        """(ids, mask) of each conversation, 1 on the assistant's tokens; a row without is named."""
+        """(ids, mask) of each conversation, 1 on the assistant's tokens; a row without is named.
+
+        `template` replaces the chat template that is set, if it is not None.
+        """
+        marked = {} if template is None else {"chat_template": template}
 
         def encode(
             chats: list[Messages], arguments: list[dict[str, Any]]
         ) -> list[tuple[list[int], list[int]]]:
             def masked(some: list[Messages], **options: Any) -> list[Any]:
+                options = {**marked, **options}
                 return list(zip(*assistant_masks(some, processing_class, **options), strict=True))
 
             return over_equal(masked, chats, arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import chat_cases
 import preparation_cases as cases
 import pytest
 from datasets import Dataset, Features, Value, disable_progress_bars
@@ -253,3 +254,29 @@ def test_imbalance_is_told(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         prepare_unpaired(Dataset.from_list(rows), tokenizer, arguments(desirable_weight=7.0))
     assert "desirable_weight" not in caplog.text
+
+
+def test_earlier_reasoning_is_learnt_where_the_template_would_drop_it():
+    """A template that strips earlier turns is replaced by the one derived from it."""
+    shipped, marked = chat_cases.TEMPLATES["qwen"]
+    tokenizer = chat_cases.make_tokenizer(shipped)
+    chat = [
+        chat_cases.says("user", "a"),
+        chat_cases.says("assistant", "<think>\nfirst\n</think>\n\nb"),
+        chat_cases.says("user", "c"),
+        chat_cases.says("assistant", "<think>\nsecond\n</think>\n\nd"),
+    ]
+    (row,) = sft([{"messages": chat}], tokenizer, assistant_only_loss=True)
+    whole = chat_cases.make_tokenizer(marked).apply_chat_template(
+        chat, return_assistant_tokens_mask=True, return_dict=True
+    )
+    assert row["input_ids"] == whole["input_ids"]
+    learnt = [int(label != -100) for label in row["labels"]]
+    assert learnt == whole["assistant_masks"]
+
+
+def test_a_template_no_marks_can_be_put_in_is_proven_row_by_row():
+    tokenizer = chat_cases.make_tokenizer(chat_cases.COUNTING)
+    one = [chat_cases.says("user", "a"), chat_cases.says("assistant", "b")]
+    with pytest.raises(ValueError, match="row 0 of the train dataset"):
+        sft([{"messages": [*one, *one]}], tokenizer, assistant_only_loss=True)
