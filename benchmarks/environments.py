@@ -37,7 +37,8 @@ class Peer:
         """Whether the environment is complete, or the variable names an interpreter."""
         if os.environ.get(self.variable):
             return self.python.exists()
-        return (self.folder / "complete").exists()
+        made = self.folder / "complete"
+        return made.exists() and made.read_text().split() == list(self.requirements)
 
 
 PEERS = (
@@ -57,7 +58,7 @@ PEERS = (
             "pyarrow<16",
         ),
     ),
-    Peer("trl-1.16.0", "FASTRL_BENCH_TRL116", ("trl==1.16.0", "torch==2.13.0")),
+    Peer("trl-1.16.0", "FASTRL_BENCH_TRL116", ("trl==1.16.0", "torch==2.13.0", "peft")),
 )
 
 
@@ -77,7 +78,7 @@ def make_missing() -> list[str]:
             subprocess.run([sys.executable, "-m", "venv", str(peer.folder)], check=True)
             install = [str(peer.folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
             subprocess.run([*install, *peer.requirements], check=True)
-            (peer.folder / "complete").touch()
+            (peer.folder / "complete").write_text("\n".join(peer.requirements) + "\n")
         except subprocess.CalledProcessError as error:
             print(f"{peer.name}: could not be made ({error}); its rows are left out")
             failed.append(peer.name)

@@ -42,6 +42,16 @@ def test_the_table_shows_ratio_and_aim_in_the_issues_order() -> None:
     assert lines[2] == "| gae 512x1024 | torch: 50 ms | 5 ms | 10x faster | 4x | — |"
 
 
+def test_every_memory_line_names_its_row_and_its_own_aim() -> None:
+    report = load("report")
+    memory = {"peer_above_bytes": 1000 * 2**20, "fastrl_above_bytes": 300 * 2**20}
+    rows = report.rows_of([measured("DPOTrainer step", 4.0, 1.0, **memory)])
+    lines = report.table(rows).splitlines()[2:]
+    assert lines[0] == "| DPOTrainer step | torch: 4 s | 1 s | 4x faster | 3x | 4.7x |"
+    assert lines[1].startswith("| DPOTrainer step, peak memory above the model's | torch: 1000 MiB")
+    assert "| 300 MiB | 0.3x | ≤ 0.6x |" in lines[1]
+
+
 def test_a_processor_name_becomes_a_file_name() -> None:
     assert load("report").slug("Intel(R) Xeon(R) CPU @ 2.0GHz") == "intel-xeon-cpu-2-0ghz"
 
@@ -56,6 +66,18 @@ def test_a_named_interpreter_is_used_in_place_of_an_environment(
     (tmp_path / "python").touch()
     assert peer.ready
     assert peer.python == tmp_path / "python"
+
+
+def test_an_environment_that_lacks_what_was_added_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments = load("environments")
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    peer = environments.Peer("peer", "FASTRL_BENCH_UNSET", ("one==1", "two"))
+    peer.folder.mkdir(parents=True)
+    for made, ready in (("", False), ("one==1\n", False), ("one==1\ntwo\n", True)):
+        (peer.folder / "complete").write_text(made)
+        assert peer.ready is ready
 
 
 @pytest.mark.slow
@@ -89,6 +111,35 @@ def test_the_ppo_worker_measures_a_step() -> None:
     assert answer["seconds"] > 0
     assert answer["above_bytes"] > 0
     assert 16 <= answer["numbers"]["tokens/responses_len_mean"] <= 256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["sft_packed", "sft_lora", "kto", "reward"])
+def test_the_offline_worker_measures_one_optimizer_step_a_round(case: str) -> None:
+    race = load("race")
+    request = {"seed": 3, "vocab": 256, "steps": 3, "case": case}
+    with race.Worker(Path(sys.executable), "offline_step.py", "fastrl", request) as worker:
+        first, second = worker.ask({"round": 0}), worker.ask({"round": 1})
+    assert 0 < second["seconds"] < first["seconds"] + 60
+    assert second["above_bytes"] > 0
+    steps = [answer["numbers"]["num_tokens"] for answer in (first, second)]
+    assert 8 * 100 < steps[0] < steps[1] < 2 * 16 * 1024
+    assert first["numbers"]["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_the_preparation_worker_has_new_rows_each_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "workers"))
+    race, prepare = load("race"), load("workers/prepare")
+    prepare.write_tokenizer(tmp_path / "tokenizer.json")
+    request = {"seed": 3, "rows": 50, "tokenizer": str(tmp_path / "tokenizer.json")}
+    with race.Worker(Path(sys.executable), "prepare.py", "fastrl", request) as worker:
+        answers = [worker.ask({"round": number}) for number in (0, 1)]
+    assert [answer["rows"] for answer in answers] == [50, 50]
+    assert answers[0]["digest"] != answers[1]["digest"]
+    assert all(answer["seconds"] > 0 for answer in answers)
 
 
 @pytest.mark.slow

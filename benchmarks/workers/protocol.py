@@ -19,7 +19,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "accelerate", "trl", "numpy", "pyarrow")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "trl",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 Round = Callable[[int], dict[str, Any]]
