@@ -95,6 +95,8 @@ class Request:
         """The same, with the hidden states in the answer."""
         return replace(self, want_hidden=True)
 
+    # A compiler cannot follow a request's lists and caches; it compiles what the model computes.
+    @torch.compiler.disable(recursive=False)
     def answer(self, model: PreTrainedModel) -> Answer:
         """Run the model; called by its forward."""
         step = _from_logits if self.head is None else _from_hidden

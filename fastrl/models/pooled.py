@@ -31,6 +31,8 @@ class Request:
     batches: tuple[Batch, ...]
     own_forward: bool  # the model's own, which pools by itself
 
+    # A compiler cannot follow a request's lists and caches; it compiles what the model computes.
+    @torch.compiler.disable(recursive=False)
     def answer(self, model: PreTrainedModel) -> torch.Tensor:
         """Run the model; called by its forward."""
         reward = _own if self.own_forward else _from_hidden
