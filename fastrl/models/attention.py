@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -37,6 +37,22 @@ _NEUTRAL = {
 
 class PackingRefused(RuntimeError):
     """Packed attention was asked for something it does not compute; the message says what."""
+
+
+class Attends(Protocol):
+    """What `fastrl_segments` may be: it computes the attention of one layer of a packed pass."""
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """(1, N, H, Dh) for a query (1, H, N, Dh), a key and a value (1, Hkv, N, Dh)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,21 @@ class Segments:
         own = tensor.split(self.lengths, dim=2)
         pairs = zip(own, self.after, strict=True)
         return [one if i < 0 else torch.cat([own[i], one], dim=2) for one, i in pairs]
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """As `attend_segments`."""
+        if self.windows is not None:
+            self.windows.append(window)
+        return attend_segments(query, key, value, self, scaling, dropout, window)
 
     def bounds(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """(segments + 1,) int32 starts of the queries and N; the same of the keys."""
@@ -175,7 +206,7 @@ def _packed_call(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    segments: Segments,
+    segments: Attends,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -184,9 +215,7 @@ def _packed_call(
     reason = _refusal(module, query, keywords)
     if reason is not None:
         raise PackingRefused(f"{type(module).__name__}: {reason}")
-    if segments.windows is not None:
-        segments.windows.append(sliding_window)
-    return attend_segments(query, key, value, segments, scaling, dropout, sliding_window), None
+    return segments.attend(module, query, key, value, scaling, dropout, sliding_window), None
 
 
 def _original(module: torch.nn.Module, name: str) -> Callable[..., Any]:
@@ -205,7 +234,7 @@ def _dispatcher(name: str) -> Callable[..., Any]:
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         *args: Any,
-        fastrl_segments: Segments | None = None,
+        fastrl_segments: Attends | None = None,
         **keywords: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if fastrl_segments is None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastrl.models import PreTrainedModelWrapper, create_reference_model
 from fastrl.models.embeddings import position_limit, vocabulary_size
 from fastrl.models.policy import counts_pads, prepare_policy
-from fastrl.rollout.generate import generate_batched, generate_one
+from fastrl.rollout.responses import generate_batched, generate_one
 from fastrl.train.agreement import agreed
 from fastrl.train.classic_parts import check_pad_id
 from fastrl.train.descent import Descent
@@ -247,7 +247,7 @@ class ClassicTrainer(PublishingTrainer):
     def _generate_batched(
         self, model: Any, query_tensors: list[torch.Tensor], **kwargs: Any
     ) -> list[torch.Tensor]:
-        """Left-padded chunks through one model; keywords of `rollout.generate.generate_batched`."""
+        """One model's responses; keywords of `rollout.responses.generate_batched`."""
         return generate_batched(
             self.accelerator.unwrap_model(model),
             self.tokenizer,

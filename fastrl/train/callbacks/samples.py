@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
 from fastrl.data.chat import maybe_apply_chat_template
-from fastrl.rollout.generate import generate_batched
+from fastrl.rollout.responses import generate_batched
 
 
 def prompts_of(trainer: Any, count: int | None, callback: str) -> list[Any]:
