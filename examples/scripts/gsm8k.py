@@ -245,16 +245,16 @@ def answers(trainer: Any, questions: list[str]) -> list[str]:
     was_training = model.training
     model.eval()
     texts = []
-    for question in questions:
-        ids = tokenizer.apply_chat_template(
-            asked(question), add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        ).to(model.device)
-        with torch.random.fork_rng():
-            torch.manual_seed(2024)
+    with torch.random.fork_rng():
+        torch.manual_seed(2024)
+        for question in questions:
+            ids = tokenizer.apply_chat_template(
+                asked(question), add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            ).to(model.device)
             made = model.generate(
                 **ids, do_sample=True, temperature=0.7, top_k=0, max_new_tokens=NEW_TOKENS
             )
-        texts.append(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], True))
+            texts.append(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], True))
     model.train(was_training)
     return texts
 

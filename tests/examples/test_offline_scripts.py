@@ -114,6 +114,19 @@ def test_a_few_steps_of_each(scripts, sums, tmp_path):
     assert (tmp_path / "reward_modeling" / "sft" / "model.safetensors").exists()
 
 
+def test_the_hub_flags_on_local_folders(scripts, sums, tmp_path):
+    import gsm8k
+
+    rows = gsm8k.problems(sums, "train")
+    start = gsm8k.new_model(tmp_path / "start", rows, seed=0)
+    rows.to_json(tmp_path / "rows.jsonl")
+    words = ["--model_name_or_path", start, "--dataset_name", str(tmp_path / "rows.jsonl")]
+    words += ["--use_peft", "--lora_r", "4", "--learning_rate", "2e-4", "--max_steps", "1"]
+    scripts["sft"].main([*words, "--use_cpu", "--output_dir", str(tmp_path / "lora")])
+    adapter = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert adapter["r"] == 4
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="needs GSM8K: its folder in the variable GSM8K")
 def test_held_out_figures_improve_on_real_data(tmp_path):
