@@ -5,13 +5,12 @@ Direct Preference Optimization: Your Language Model is Secretly a Reward Model, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase
 
 from fastrl.algos.dpo_config import DPOConfig
 from fastrl.algos.dpo_losses import LOSSES, Pairs
@@ -20,7 +19,6 @@ from fastrl.data.prepare_preference import prepare_preference
 from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.dpo import DPO
 from fastrl.models.policy import logprobs
-from fastrl.train import setup
 from fastrl.train.batch import Batch, masked_tokens
 from fastrl.train.preference import PreferenceTrainer
 from fastrl.types import LogProbs
@@ -65,21 +63,8 @@ def dpo_loss(pairs: Pairs, config: DPOConfig, weight: torch.Tensor | float = 1.0
 class DPOTrainer(PreferenceTrainer):
     """DPO and its relatives on pairs of answers; a pair's prompt is computed once.
 
-    Args:
-        model: a name or folder, a transformers model, or a PEFT model.
-        ref_model: what the policy is compared with; None: a frozen copy of `model`, or with an
-            adapter the model without it.
-        args: `DPOConfig` or `TrainingArguments`; None: defaults, and a folder named by the model.
-        data_collator: makes batches of prepared rows; None: ours.
-        train_dataset: rows with `chosen` and `rejected`, and `prompt` or not.
-        eval_dataset: the same, or a dict of several.
-        processing_class: the tokenizer; None: the model's own.
-        compute_metrics, callbacks, optimizers: as in `transformers.Trainer`.
-        quantization_config: for a model given by name.
-        peft_config: train an adapter of this kind.
-
-    Raises:
-        ValueError, TypeError: before training, naming the argument, row or column.
+    The dataset's rows have `chosen` and `rejected`, and `prompt` or not; `args` is a `DPOConfig`;
+    the other arguments are those of `PreferenceTrainer`.
     """
 
     _name = "DPO"
@@ -88,41 +73,8 @@ class DPOTrainer(PreferenceTrainer):
         "title": "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
         "id": "2305.18290",
     }
+    _config = DPOConfig
     _prepare = staticmethod(prepare_preference)
-
-    def __init__(
-        self,
-        model: str | PreTrainedModel | nn.Module,
-        ref_model: PreTrainedModel | nn.Module | None = None,
-        args: DPOConfig | None = None,
-        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | IterableDataset | Mapping[str, Any] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        compute_metrics: Callable[..., dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: Any = None,
-        peft_config: Any = None,
-    ) -> None:
-        args = DPOConfig.of(args, setup.run_name(model, self._name))
-        setup.check_dataset("train_dataset", train_dataset, args)
-        set_seed(args.seed)
-        model, reference, tokenizer = self._assemble(
-            model, ref_model, args, processing_class, quantization_config, peft_config
-        )
-        super().__init__(
-            model,
-            args,
-            data_collator or self._collator(tokenizer, args),
-            prepare_preference(train_dataset, tokenizer, args, "train"),
-            setup.each(eval_dataset, lambda d: prepare_preference(d, tokenizer, args, "eval")),
-            tokenizer,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
-        self._start_reference(reference)
 
     def _collator(
         self, tokenizer: PreTrainedTokenizerBase, args: DPOConfig

@@ -5,14 +5,13 @@ KTO: Model Alignment as Prospect Theoretic Optimization, arXiv 2402.01306.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase
 
 from fastrl.algos.kto_config import KTOConfig
 from fastrl.data.collate_preference import DataCollatorForUnpairedPreference
@@ -20,7 +19,6 @@ from fastrl.data.prepare_unpaired import prepare_unpaired
 from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.kto import KTO
 from fastrl.models.policy import logprobs
-from fastrl.train import setup
 from fastrl.train.batch import Batch, masked_tokens
 from fastrl.train.preference import PreferenceTrainer
 from fastrl.types import LogProbs, Tokens
@@ -77,21 +75,8 @@ def part(tokens: Tokens, first: int, last: int) -> Tokens:
 class KTOTrainer(PreferenceTrainer):
     """KTO on answers marked good or bad, without computing padding.
 
-    Args:
-        model: a name or folder, a transformers model, or a PEFT model.
-        ref_model: what the policy is compared with; None: a frozen copy of `model`, or with an
-            adapter the model without it.
-        args: `KTOConfig` or `TrainingArguments`; None: defaults, and a folder named by the model.
-        data_collator: makes batches of prepared rows; None: ours.
-        train_dataset: rows with `prompt`, `completion` and `label`, or pairs of answers.
-        eval_dataset: the same, or a dict of several.
-        processing_class: the tokenizer; None: the model's own.
-        compute_metrics, callbacks, optimizers: as in `transformers.Trainer`.
-        quantization_config: for a model given by name.
-        peft_config: train an adapter of this kind.
-
-    Raises:
-        ValueError, TypeError: before training, naming the argument, row or column.
+    The dataset's rows have `prompt`, `completion` and `label`, or pairs of answers; `args` is a
+    `KTOConfig`; the other arguments are those of `PreferenceTrainer`.
     """
 
     _name = "KTO"
@@ -100,41 +85,8 @@ class KTOTrainer(PreferenceTrainer):
         "title": "KTO: Model Alignment as Prospect Theoretic Optimization",
         "id": "2402.01306",
     }
+    _config = KTOConfig
     _prepare = staticmethod(prepare_unpaired)
-
-    def __init__(
-        self,
-        model: str | PreTrainedModel | nn.Module,
-        ref_model: PreTrainedModel | nn.Module | None = None,
-        args: KTOConfig | None = None,
-        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | IterableDataset | Mapping[str, Any] | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        compute_metrics: Callable[..., dict[str, float]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: Any = None,
-        peft_config: Any = None,
-    ) -> None:
-        args = KTOConfig.of(args, setup.run_name(model, self._name))
-        setup.check_dataset("train_dataset", train_dataset, args)
-        set_seed(args.seed)
-        model, reference, tokenizer = self._assemble(
-            model, ref_model, args, processing_class, quantization_config, peft_config
-        )
-        super().__init__(
-            model,
-            args,
-            data_collator or self._collator(tokenizer, args),
-            prepare_unpaired(train_dataset, tokenizer, args, "train"),
-            setup.each(eval_dataset, lambda d: prepare_unpaired(d, tokenizer, args, "eval")),
-            tokenizer,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
-        self._start_reference(reference)
 
     def _collator(
         self, tokenizer: PreTrainedTokenizerBase, args: KTOConfig

@@ -2,29 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
+from datasets import Dataset, IterableDataset
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from fastrl.models import adapters
 from fastrl.train import setup
 from fastrl.train.batch import Batch
 from fastrl.train.callbacks import SyncRefModelCallback
+from fastrl.train.config import OfflineConfig
 from fastrl.train.frozen import Reference, reference_model
 from fastrl.train.precompute import precompute
 from fastrl.train.trainer import Trainer
 
 
 class PreferenceTrainer(Trainer):
-    """A `Trainer` with a reference.
+    """A `Trainer` with a reference, and the constructor of those that have one.
 
-    A subclass gives `_prepare` (rows for its collator) and `_ref_columns` (what the reference says
-    of a batch, a tensor (rows,) for each column of that name the dataset may hold already).
+    A subclass names its `_config`, how rows are prepared (`_prepare`) and collated (`_collator`),
+    and what the reference says of a batch (`_ref_columns`: a tensor (rows,) for each column the
+    dataset may hold already).
+
+    Args:
+        model: a name or folder, a transformers model, or a PEFT model.
+        ref_model: what the policy is compared with; None: a frozen copy of `model`, or with an
+            adapter the model without it.
+        args: the trainer's config or `TrainingArguments`; None: defaults, and a folder named by
+            the model.
+        data_collator: makes batches of prepared rows; None: ours.
+        train_dataset: rows; the trainer says which columns.
+        eval_dataset: the same, or a dict of several.
+        processing_class: the tokenizer; None: the model's own.
+        compute_metrics, callbacks, optimizers: as in `transformers.Trainer`.
+        quantization_config: for a model given by name.
+        peft_config: train an adapter of this kind.
+
+    Raises:
+        ValueError, TypeError: before training, naming the argument, row or column.
     """
 
+    _config: ClassVar[type[OfflineConfig]]
     _prepare: Callable[[Any, Any, Any, str], Any]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        ref_model: PreTrainedModel | nn.Module | None = None,
+        args: Any = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | Mapping[str, Any] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+    ) -> None:
+        args = self._config.of(args, setup.run_name(model, self._name))
+        setup.check_dataset("train_dataset", train_dataset, args)
+        set_seed(args.seed)
+        model, reference, tokenizer = self._assemble(
+            model, ref_model, args, processing_class, quantization_config, peft_config
+        )
+        prepare = type(self)._prepare
+        super().__init__(
+            model,
+            args,
+            data_collator or self._collator(tokenizer, args),
+            prepare(train_dataset, tokenizer, args, "train"),
+            setup.each(eval_dataset, lambda rows: prepare(rows, tokenizer, args, "eval")),
+            tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._start_reference(reference)
+
+    def _collator(self, tokenizer: PreTrainedTokenizerBase, args: Any) -> Any:
+        raise NotImplementedError
 
     def _assemble(
         self,
