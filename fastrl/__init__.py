@@ -65,7 +65,7 @@ _EXPORTS = {
     "unpair_preference_dataset": "fastrl.data.formats",
     "WeaveCallback": "fastrl.train.callbacks",
 }
-_SUBPACKAGES = ("algos", "data", "models", "ops", "rollout", "train")
+_SUBPACKAGES = ("algos", "data", "models", "ops", "rewards", "rollout", "train")
 
 __all__ = sorted([*_EXPORTS, "__version__"])
 
