@@ -206,14 +206,20 @@ def rehearse(served: Served) -> str | None:
     positions = torch.cat([torch.arange(n, device=device) for n in lengths])
     plain = door.original_forward(instance)
     got: list[torch.Tensor] = []
-    with trial.undisturbed(instance), torch.no_grad():
+
+    def logits(fed: torch.Tensor, positions: torch.Tensor, attends: Attends) -> torch.Tensor:
+        # Not through the instance's forward, which may have been wrapped in autocast.
+        return NextLogits(fed, positions, None, attends, served.head).answer(instance)
+
+    plainly = torch.autocast(device.type, enabled=False)
+    with trial.undisturbed(instance), torch.no_grad(), plainly:
         try:
-            served.logits(torch.cat(prompts), positions, Prefill(tuple(lengths), prompt_keys, 0))
+            logits(torch.cat(prompts), positions, Prefill(tuple(lengths), prompt_keys, 0))
             for step in range(2):
                 at = Places.of(of_row, [step] * 3, lengths, device)
                 new = torch.stack([tail[step] for tail in tails])
                 decode = Decode(at, prompt_keys, answers, (3, 2))
-                got.append(served.logits(new, at.prompt_lengths + step, decode))
+                got.append(logits(new, at.prompt_lengths + step, decode))
             whole = [torch.cat([prompts[p], tail]) for p, tail in zip(of_row, tails, strict=True)]
             want = [plain(input_ids=row[None], use_cache=False).logits[0, -2:] for row in whole]
             tolerance = trial.TOLERANCE.get(trial.key(instance)[1], 5e-2)
