@@ -30,21 +30,22 @@ OFFLINE = {
     "max_steps": 80,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 16,
-    "learning_rate": 2e-4,
+    "learning_rate": 1e-4,
 }
 FIGURES = {
-    "loss": "loss",
-    "reward accuracy": "rewards/accuracies",
-    "reward margin": "rewards/margins",
-    "reward of right solutions": "rewards/chosen",
-    "reward of wrong solutions": "rewards/rejected",
+    "a person's solution against a wrong one: reward accuracy": "person_rewards/accuracies",
+    "… reward margin": "person_rewards/margins",
+    "… loss": "person_loss",
+    "a model's right solution against a wrong one: reward accuracy": "models_rewards/accuracies",
+    "… its reward margin": "models_rewards/margins",
+    "… its loss": "models_loss",
 }
 
 
 def train_offline(
     offline: gsm8k.Offline, args: DPOConfig, model_args: ModelConfig
 ) -> dict[str, tuple[float, float]]:
-    """Right solutions of other models against wrong ones to the same problem."""
+    """Right solutions against wrong ones to the same problem."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
     rows, held_out = gsm8k.solved(data)
     model = offline.model or sft.short(offline.dataset, folder / "sft", args)
@@ -53,7 +54,7 @@ def train_offline(
         model=model,
         args=args,
         train_dataset=gsm8k.pairs(rows),
-        eval_dataset=gsm8k.first(gsm8k.pairs(held_out)),
+        eval_dataset=gsm8k.pairs_by_writer(held_out),
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )

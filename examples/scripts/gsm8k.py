@@ -153,37 +153,44 @@ def problems(folder: Path, split: str) -> Dataset:
 
 
 def solved(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Problems with the models' solutions: (to train on, a fifth to hold out), for every seed."""
+    """Problems with all their solutions: (to train on, a fifth to hold out), for every seed."""
     found = []
     for row in read(folder / "model_solutions.jsonl"):
         given = [value for value in row.values() if isinstance(value, dict)]
         marks = {each["solution"]: bool(each["is_correct"]) for each in given}
         right = [text for text, correct in marks.items() if correct]
         wrong = [text for text, correct in marks.items() if not correct]
-        found.append({"question": row["question"], "right": right, "wrong": wrong})
+        own = {"question": row["question"], "person": [row["ground_truth"]]}
+        found.append({**own, "models": right, "wrong": wrong})
     random.Random(0).shuffle(found)
     fifth = len(found) // 5
     return found[fifth:], found[:fifth]
 
 
-def pairs(rows: list[dict[str, Any]]) -> Dataset:
-    """Every right solution of a problem beside every wrong one: `prompt`, `chosen`, `rejected`."""
-    return Dataset.from_list(
-        [
-            {"prompt": asked(row["question"]), "chosen": said(good), "rejected": said(bad)}
-            for row in rows
-            for good, bad in product(row["right"], row["wrong"])
-        ]
-    )
+def pairs(rows: list[dict[str, Any]], writers: Sequence[str] = ("person", "models")) -> Dataset:
+    """Each right solution of a problem by `writers` beside each wrong one, in a random order."""
+    found = [
+        {"prompt": asked(row["question"]), "chosen": said(good), "rejected": said(bad)}
+        for row in rows
+        for writer in writers
+        for good, bad in product(row[writer], row["wrong"])
+    ]
+    random.Random(0).shuffle(found)
+    return Dataset.from_list(found)
+
+
+def pairs_by_writer(rows: list[dict[str, Any]]) -> dict[str, Dataset]:
+    """Held-out pairs, apart by who wrote the right solution: `person`, `models`."""
+    return {writer: first(pairs(rows, [writer])) for writer in ("person", "models")}
 
 
 def marked(rows: list[dict[str, Any]]) -> Dataset:
     """Each solution by itself, in a random order: `prompt`, `completion`, `label`."""
     found = [
-        {"prompt": asked(row["question"]), "completion": said(text), "label": label}
+        {"prompt": asked(row["question"]), "completion": said(text), "label": writer != "wrong"}
         for row in rows
-        for label, texts in ((True, row["right"]), (False, row["wrong"]))
-        for text in texts
+        for writer in ("person", "models", "wrong")
+        for text in row[writer]
     ]
     random.Random(0).shuffle(found)
     return Dataset.from_list(found)

@@ -30,8 +30,7 @@ OFFLINE = {
     "max_steps": 100,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 16,
-    "learning_rate": 2e-4,
-    "desirable_weight": 1.6,  # 2,001 solutions are right and 3,275 wrong: both weigh alike
+    "learning_rate": 1e-4,
 }
 FIGURES = {
     "loss": "loss",
@@ -45,7 +44,7 @@ FIGURES = {
 def train_offline(
     offline: gsm8k.Offline, args: KTOConfig, model_args: ModelConfig
 ) -> dict[str, tuple[float, float]]:
-    """Solutions of other models one by one, each marked right or wrong."""
+    """Solutions one by one, each marked right or wrong."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
     rows, held_out = gsm8k.solved(data)
     model = offline.model or sft.short(offline.dataset, folder / "sft", args)

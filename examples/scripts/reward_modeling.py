@@ -35,17 +35,19 @@ from fastrl.cli.training import fit, trainer_arguments
 
 OFFLINE = {
     "output_dir": "runs/reward",
-    "max_steps": 100,
+    "max_steps": 250,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 16,
     "learning_rate": 3e-4,
     "center_rewards_coefficient": 0.01,
 }
 FIGURES = {
-    "loss": "loss",
-    "pair accuracy": "accuracy",
-    "margin": "margin",
-    "mean reward": "mean_reward",
+    "a person's solution against a wrong one: accuracy": "person_accuracy",
+    "… margin": "person_margin",
+    "… loss": "person_loss",
+    "a model's right solution against a wrong one: accuracy": "models_accuracy",
+    "… its margin": "models_margin",
+    "… its loss": "models_loss",
 }
 
 
@@ -69,20 +71,20 @@ def rewards(trainer: RewardTrainer, rows: Any) -> list[tuple[float, float]]:
 def train_offline(
     offline: gsm8k.Offline, args: RewardConfig, model_args: ModelConfig
 ) -> dict[str, tuple[float, float]]:
-    """Right solutions of other models against wrong ones to the same problem."""
+    """Right solutions against wrong ones to the same problem."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
-    rows, held_out = (gsm8k.pairs(part) for part in gsm8k.solved(data))
+    rows, held_out = gsm8k.solved(data)
     model = offline.model or sft.short(offline.dataset, folder / "sft", args)
     args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
     trainer = RewardTrainer(
         model=model,
         args=args,
-        train_dataset=rows,
-        eval_dataset=held_out,
+        train_dataset=gsm8k.pairs(rows),
+        eval_dataset=gsm8k.pairs_by_writer(held_out),
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    shown = held_out.select(range(0, len(held_out), -(-len(held_out) // 3)))
+    shown = gsm8k.pairs(held_out).select(range(3))
     rewards_before = rewards(trainer, shown)
     figures = gsm8k.train(trainer, FIGURES)
     samples = []

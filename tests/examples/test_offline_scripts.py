@@ -79,13 +79,17 @@ def test_rows_are_split_by_problem(scripts, sums):
     train, held_out = gsm8k.solved(sums)
     assert (len(train), len(held_out)) == (10, 2)
     assert not {row["question"] for row in train} & {row["question"] for row in held_out}
-    assert all(len(row["right"]) == 1 and len(row["wrong"]) == 2 for row in train)
-    first = gsm8k.pairs(train)[0]
-    number = int(first["prompt"][0]["content"].split()[2])
-    assert first["chosen"][0]["content"].endswith(f"A: {number + 2}")
-    assert not first["rejected"][0]["content"].endswith(f"A: {number + 2}")
+    assert len(gsm8k.pairs(train)) == 10 * (1 + 1) * 2
+    held_out_pairs = gsm8k.pairs_by_writer(held_out)
+    assert {writer: len(pairs) for writer, pairs in held_out_pairs.items()} == dict.fromkeys(
+        ("person", "models"), 4
+    )
+    for pair in gsm8k.pairs(train):
+        answer = int(pair["prompt"][0]["content"].split()[2]) + 2
+        assert pair["chosen"][0]["content"].endswith(f" {answer}")
+        assert not pair["rejected"][0]["content"].endswith(f" {answer}")
     marked = gsm8k.marked(train)
-    assert (sum(marked["label"]), len(marked)) == (10, 30)
+    assert (sum(marked["label"]), len(marked)) == (20, 40)
     assert gsm8k.problems(sums, "train")[0]["completion"][0]["content"].endswith("\nA: 5")
 
 
@@ -106,11 +110,10 @@ def test_a_few_steps_of_each(scripts, sums, tmp_path):
     loss = run("sft")["cross-entropy (nats a token)"]
     assert 5 < loss[0] < 6.5 and loss[1] < loss[0]  # log 300 = 5.7
     model = ("--model", str(tmp_path / "sft"))
-    margin = run("dpo", *model)["reward margin"]
+    margin = run("dpo", *model)["… reward margin"]
     assert margin[0] == 0 and margin[1] != 0
-    kto = run("kto", *model)
-    assert kto["loss"][0] == pytest.approx(0.5 * (1.6 + 2) / 3, abs=1e-3)  # one in three is right
-    assert run("reward_modeling")["loss"][0] == pytest.approx(0.69, abs=0.05)
+    assert run("kto", *model)["loss"][0] == pytest.approx(0.5, abs=1e-3)
+    assert run("reward_modeling")["… loss"][0] == pytest.approx(0.69, abs=0.05)
     assert (tmp_path / "reward_modeling" / "sft" / "model.safetensors").exists()
 
 
@@ -142,9 +145,9 @@ def test_held_out_figures_improve_on_real_data(tmp_path):
     before, after = run("sft", 40)["cross-entropy (nats a token)"]
     assert 8 < before < 8.6 and after < 5.5  # log 4096 = 8.3
     model = ("--model", str(tmp_path / "sft"))
-    accuracy = run("reward_modeling", 40, *model)["pair accuracy"]
-    assert 0.4 < accuracy[0] < 0.6 and accuracy[1] > 0.53
+    person = "a person's solution against a wrong one"
+    accuracy = run("reward_modeling", 40, *model)[f"{person}: accuracy"]
+    assert accuracy[1] > 0.6
     dpo = run("dpo", 40, *model)
-    assert dpo["reward accuracy"][1] > 0.5 and dpo["reward margin"][1] > 0
-    kto = run("kto", 40, *model)
-    assert kto["difference"][1] > 0
+    assert dpo[f"{person}: reward accuracy"][1] > 0.6 and dpo["… reward margin"][1] > 0
+    assert run("kto", 40, *model)["difference"][1] > 0
