@@ -30,6 +30,25 @@ def hardware_has_bf16(use_cpu: bool) -> bool:
     return hasattr(torch, "xpu") and torch.xpu.is_available()
 
 
+def padding_multiple(given: int | str | None, device_type: str) -> int | None:
+    """The number that `pad_to_multiple_of` stands for: "auto" is 128 on Neuron, else none.
+
+    Raises:
+        ValueError: neither "auto", "none" nor a positive number (the command line gives strings).
+    """
+    if given == "auto":
+        return 128 if device_type == "neuron" else None
+    if isinstance(given, str):
+        if given.lower() in ("none", "null"):
+            return None
+        if not given.isdigit():
+            raise ValueError(f"pad_to_multiple_of must be 'auto' or a number, got {given!r}")
+        given = int(given)
+    if given is not None and given < 1:
+        raise ValueError(f"pad_to_multiple_of must be positive, got {given}")
+    return given
+
+
 @dataclass
 class BaseConfig(TrainingArguments):
     """`TrainingArguments` with the defaults of post-training.
@@ -130,21 +149,8 @@ class OfflineConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.pad_to_multiple_of = self._multiple(self.pad_to_multiple_of)
+        self.pad_to_multiple_of = padding_multiple(self.pad_to_multiple_of, self.device.type)
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(
                 f"max_length must leave room for 2 tokens or more, got {self.max_length}"
             )
-
-    def _multiple(self, given: int | str | None) -> int | None:
-        if given == "auto":
-            return 128 if self.device.type == "neuron" else None
-        if isinstance(given, str):
-            if given.lower() in ("none", "null"):
-                return None
-            if not given.isdigit():
-                raise ValueError(f"pad_to_multiple_of must be 'auto' or a number, got {given!r}")
-            given = int(given)
-        if given is not None and given < 1:
-            raise ValueError(f"pad_to_multiple_of must be positive, got {given}")
-        return given

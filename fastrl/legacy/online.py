@@ -1,0 +1,52 @@
+"""GRPOConfig and RLOOConfig as they were called since TRL 0.9 and 0.14."""
+
+from __future__ import annotations
+
+from fastrl.legacy.changes import Ignored, Refused, Renamed, Table
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+
+_REWARDS = "pass reward_funcs= to the trainer"
+_BY_TRAINER = "sampled completions are shown by log_completions=True"
+
+
+_BOTH: Table = {
+    **TRAINING_ARGUMENTS,
+    "max_prompt_length": Ignored("prompts are never cut; leave long ones out of the dataset"),
+    "vllm_device": Ignored("vLLM shares the training devices; vllm_mode='server' has its own"),
+    "vllm_dtype": Ignored("vLLM computes in the dtype of the model"),
+    "vllm_enable_prefix_caching": Ignored("vLLM decides by itself"),
+    "vllm_guided_decoding_regex": Renamed("vllm_structured_outputs_regex"),
+    "vllm_max_model_len": Renamed("vllm_max_model_length"),
+    "wandb_log_unique_prompts": Renamed("log_unique_prompts"),
+}
+
+GRPO_FIELDS: Table = {
+    **_BOTH,
+    "use_liger_loss": Ignored("the loss is always computed without keeping the logits"),
+}
+
+RLOO_FIELDS: Table = {
+    **_BOTH,
+    "cliprange": Renamed("epsilon"),
+    "dataset_num_proc": Ignored("prompts are prepared as they are sampled from"),
+    "exp_name": Renamed("run_name"),
+    "kl_coef": Renamed("beta"),
+    "local_rollout_forward_batch_size": Ignored("rows are batched by their number of tokens"),
+    "missing_eos_penalty": Refused(
+        "write a reward function that subtracts it where completion_ids lack the EOS token"
+    ),
+    "normalize_advantage": Renamed("normalize_advantages"),
+    "normalize_reward": Refused("write normalize_advantages=True"),
+    "num_mini_batches": Refused("write steps_per_generation=", (1,)),
+    "num_ppo_epochs": Renamed("num_iterations"),
+    "num_sample_generations": Ignored(_BY_TRAINER),
+    "response_length": Renamed("max_completion_length"),
+    "reward_model_path": Refused(_REWARDS),
+    "rloo_k": Renamed("num_generations"),
+    "sft_model_path": Refused("pass model= to the trainer"),
+    "stop_token": Refused("write generation_kwargs={'eos_token_id': ...}", ("eos",)),
+    "stop_token_id": Refused("write generation_kwargs={'eos_token_id': ...}"),
+    "token_level_kl": Refused("the KL of a whole completion is subtracted from its reward"),
+    "total_episodes": Refused("write max_steps= or num_train_epochs="),
+    "whiten_rewards": Refused("write normalize_advantages=True"),
+}
