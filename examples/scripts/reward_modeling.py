@@ -35,7 +35,7 @@ from fastrl.cli.training import fit, trainer_arguments
 
 OFFLINE = {
     "output_dir": "runs/reward",
-    "max_steps": 250,
+    "max_steps": 100,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 16,
     "learning_rate": 3e-4,

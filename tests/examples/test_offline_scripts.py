@@ -146,8 +146,9 @@ def test_held_out_figures_improve_on_real_data(tmp_path):
     assert 8 < before < 8.6 and after < 5.5  # log 4096 = 8.3
     model = ("--model", str(tmp_path / "sft"))
     person = "a person's solution against a wrong one"
-    accuracy = run("reward_modeling", 40, *model)[f"{person}: accuracy"]
-    assert accuracy[1] > 0.6
+    judged = run("reward_modeling", 40, *model)
+    assert judged[f"{person}: accuracy"][1] > 0.5
+    assert judged["… loss"][1] < judged["… loss"][0] - 0.005
     dpo = run("dpo", 40, *model)
-    assert dpo[f"{person}: reward accuracy"][1] > 0.6 and dpo["… reward margin"][1] > 0
+    assert dpo[f"{person}: reward accuracy"][1] > 0.55 and dpo["… loss"][1] < 0.68
     assert run("kto", 40, *model)["difference"][1] > 0
