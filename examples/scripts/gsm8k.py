@@ -286,6 +286,10 @@ def train(trainer: Any, names: Mapping[str, str]) -> dict[str, tuple[float, floa
     return {name: (before[f"eval_{key}"], after[f"eval_{key}"]) for name, key in names.items()}
 
 
+def rounded(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"  # no -0.000
+
+
 def shortened(text: str, longest: int = 300) -> str:
     return text if len(text) <= longest else text[:longest] + " …"
 
@@ -307,7 +311,9 @@ def report(
         drawn: keys of log.jsonl.
     """
     lines = ["| on held-out rows | before | after |", "|---|---|---|"]
-    lines += [f"| {name} | {old:.3f} | {new:.3f} |" for name, (old, new) in figures.items()]
+    lines += [
+        f"| {name} | {rounded(old)} | {rounded(new)} |" for name, (old, new) in figures.items()
+    ]
     for sample in samples:
         lines += [f"\n{heading}:\n```\n{shortened(text)}\n```" for heading, text in sample.items()]
     text = "\n".join(lines) + "\n"
