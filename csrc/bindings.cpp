@@ -145,4 +145,17 @@ PYBIND11_MODULE(_core_cpu, m) {
                              static_cast<float>(penalty), at<float>(out), n_threads);
       },
       Unlocked());
+  m.def(
+      "decode_attention",
+      [](Address query, int dtype, int64_t rows, int64_t heads, int64_t kv_heads, int64_t width,
+         Address prompts, int64_t prompt_slots, int64_t prompt_room, Address answers,
+         int64_t answer_slots, int64_t answer_room, Address prompt_of, Address prompt_lengths,
+         Address answer_lengths, double scaling, int64_t window, Address out, int n_threads) {
+        cpu::decode_attention(at<void>(query), dtype, rows, heads, kv_heads, width,
+                              at<void>(prompts), prompt_slots, prompt_room, at<void>(answers),
+                              answer_slots, answer_room, at<int64_t>(prompt_of),
+                              at<int64_t>(prompt_lengths), at<int64_t>(answer_lengths),
+                              static_cast<float>(scaling), window, at<void>(out), n_threads);
+      },
+      Unlocked());
 }

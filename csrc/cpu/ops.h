@@ -70,4 +70,13 @@ void gumbel_noise(const int64_t* seeds, const int64_t* steps, int64_t rows, int6
 int64_t penalise(const void* logits, int dtype, int64_t rows, int64_t vocab, const int64_t* seen,
                  int64_t length, float penalty, float* out, int n_threads);
 
+// query, out: (rows, heads, width), fp32 or bf16 as are prompts and answers, each (2, slots,
+// kv_heads, room, width) of keys and values. See fastrl/ops/decode_attention.py.
+void decode_attention(const void* query, int dtype, int64_t rows, int64_t heads, int64_t kv_heads,
+                      int64_t width, const void* prompts, int64_t prompt_slots, int64_t prompt_room,
+                      const void* answers, int64_t answer_slots, int64_t answer_room,
+                      const int64_t* prompt_of, const int64_t* prompt_lengths,
+                      const int64_t* answer_lengths, float scaling, int64_t window, void* out,
+                      int n_threads);
+
 }  // namespace fastrl::cpu

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from fastrl.models.policy import PACK_TOKENS
+from fastrl.ops.decode_attention import Decoding
 from fastrl.ops.penalise import penalise
 from fastrl.ops.sample import sample
 from fastrl.ops.token_logprobs import token_logprobs
 from fastrl.rollout.completion import Completion, Finish, Request
-from fastrl.rollout.keyvalues import Decode, Places, Prefill, Slots
+from fastrl.rollout.keyvalues import Decode, Prefill, Slots
 from fastrl.rollout.lockstep import Lockstep
 from fastrl.rollout.sampling import Sampling
 from fastrl.rollout.serving import Served
@@ -152,7 +153,7 @@ class Engine:
         kept = [len(row.ids) - 1 for row in self.rows]
         positions = [prompt_lengths[i] + length for i, length in zip(of_row, kept, strict=True)]
         ids, places = self._to_device([row.ids[-1] for row in self.rows], positions)
-        at = Places.of(of_row, kept, prompt_lengths, self.device)
+        at = Decoding.of(of_row, kept, prompt_lengths, self.device)
         room = (self.most_rows, -(-at.longest_answer // 64) * 64)
         attends = Decode(at, self.prompt_keys, self.answers, room)
         return self.served.logits(ids, places, attends)

@@ -7,13 +7,13 @@ overwritten by the last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
 from fastrl.models.attention import Segments, attend_segments
+from fastrl.ops.decode_attention import Decoding, decode_attention
 
 
 class Slots:
@@ -82,53 +82,15 @@ class Prefill:
         return attend_segments(query, key, value, segments, scaling, dropout, window)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the n running rows and the p prompts they continue are; all on the device."""
-
-    prompts: int  # p
-    longest_prompt: int  # P
-    longest_answer: int  # T, the new token included
-    lone: bool  # every prompt has one row, in the same order
-    rows: torch.Tensor  # (p * R,) int64: the rows of each prompt, filled up with row 0
-    back: torch.Tensor  # (n,) int64: where each row stands in `rows`
-    prompt_lengths: torch.Tensor  # (n,) int64
-    answer_lengths: torch.Tensor  # (n,) int64, without the new token
-
-    @staticmethod
-    def of(
-        prompt: list[int], answers: list[int], prompts: list[int], device: torch.device
-    ) -> Places:
-        """From each row's prompt slot and answer length, and each prompt slot's length."""
-        n, p = len(prompt), len(prompts)
-        slot = np.asarray(prompt, dtype=np.int64)
-        order = np.argsort(slot, kind="stable")
-        counts = np.bincount(slot, minlength=p)
-        starts = np.cumsum(counts) - counts
-        rank = np.empty(n, dtype=np.int64)
-        rank[order] = np.arange(n) - np.repeat(starts, counts)
-        most = int(counts.max())
-        back = slot * most + rank
-        rows = np.zeros(p * most, dtype=np.int64)
-        rows[back] = np.arange(n)
-        lengths = np.asarray(prompts, dtype=np.int64)[slot]
-        parts = (rows, back, lengths, np.asarray(answers, dtype=np.int64))
-        joined = torch.from_numpy(np.concatenate(parts)).to(device)
-        lone = n == p and bool((slot == np.arange(n)).all())
-        split = joined.split([len(part) for part in parts])
-        return Places(p, max(prompts), max(answers) + 1, lone, *split)
-
-
 @dataclass
 class Decode:
     """Attention of one new token for each running row, over its prompt and its answer so far."""
 
-    places: Places
+    at: Decoding
     prompts: Slots
     answers: Slots
     room: tuple[int, int]  # slots and tokens of an answer to make room for
     _layer: int = 0
-    _bias: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def attend(
         self,
@@ -141,62 +103,16 @@ class Decode:
         window: int | None,
     ) -> torch.Tensor:
         """(1, n, H, Dh) for a query (1, H, n, Dh), a key and a value (1, Hkv, n, Dh)."""
-        at = self.places
-        n, heads, kv_heads = query.shape[2], query.shape[1], key.shape[1]
         own = self.answers.layer(self._layer, key, *self.room)
-        common = self.prompts.layers[self._layer][:, : at.prompts, :, : at.longest_prompt]
+        common = self.prompts.layers[self._layer]
         self._layer += 1
         self._write(own, key, value)
-        own = own[:, :n, :, : at.longest_answer]
-        # (n, Hkv, H / Hkv, Dh)
-        q = query[0].transpose(0, 1).reshape(n, kv_heads, heads // kv_heads, -1)
-        q = q * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        scores = torch.cat([self._of_prompts(q, common[0].mT), q @ own[0].mT], dim=-1)
-        scores = scores + self._mask(window, scores)
-        weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        weights = weights.to(value.dtype)
-        before, after = weights.split([at.longest_prompt, at.longest_answer], dim=-1)
-        mixed = self._of_prompts(before, common[1]) + after @ own[1]
-        return mixed.reshape(1, n, heads, -1)
+        queries = query[0].transpose(0, 1)
+        return decode_attention(queries, common, own, self.at, scaling, window)[None]
 
     def _write(self, own: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put the new token's key and value behind those of its row."""
         n = key.shape[2]
         new = torch.stack([key[0], value[0]]).transpose(1, 2)[:, :, :, None]  # (2, n, Hkv, 1, Dh)
-        index = self.places.answer_lengths.view(1, n, 1, 1, 1).expand_as(new)
+        index = self.at.answer_lengths.view(1, n, 1, 1, 1).expand_as(new)
         own[:, :n].scatter_(3, index, new)
-
-    def _of_prompts(self, of_rows: torch.Tensor, of_prompts: torch.Tensor) -> torch.Tensor:
-        """Row by row the product with a matrix of the row's prompt.
-
-        Args:
-            of_rows: (n, Hkv, g, a).
-            of_prompts: (p, Hkv, a, b).
-
-        Returns:
-            (n, Hkv, g, b).
-        """
-        at = self.places
-        if at.lone:
-            return of_rows @ of_prompts
-        _, kv_heads, group, inner = of_rows.shape
-        grid = of_rows.index_select(0, at.rows).view(at.prompts, -1, kv_heads, group, inner)
-        each = grid.shape[1]
-        grid = grid.transpose(1, 2).reshape(at.prompts, kv_heads, each * group, inner)
-        product = (grid @ of_prompts).view(at.prompts, kv_heads, each, group, -1).transpose(1, 2)
-        return product.reshape(at.prompts * each, kv_heads, group, -1).index_select(0, at.back)
-
-    def _mask(self, window: int | None, scores: torch.Tensor) -> torch.Tensor:
-        """(n, 1, 1, P + T) to add to the scores: -inf where a row has no such key in reach."""
-        if window not in self._bias:
-            at = self.places
-            column = torch.arange(scores.shape[-1], device=scores.device)
-            behind = (column - at.longest_prompt)[None]  # index within the answer
-            prompt, answer = at.prompt_lengths[:, None], at.answer_lengths[:, None]
-            seen = torch.where(behind < 0, column < prompt, behind <= answer)
-            if window is not None:
-                position = torch.where(behind < 0, column[None], prompt + behind)
-                seen &= position > prompt + answer - window
-            bias = torch.zeros_like(seen, dtype=scores.dtype).masked_fill_(~seen, -torch.inf)
-            self._bias[window] = bias[:, None, None]
-        return self._bias[window]

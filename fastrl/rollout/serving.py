@@ -17,7 +17,8 @@ from fastrl.models import door, router, trial
 from fastrl.models.attention import Attends
 from fastrl.models.handshake import Plan
 from fastrl.models.policy import prepare_policy
-from fastrl.rollout.keyvalues import Decode, Places, Prefill, Slots
+from fastrl.ops.decode_attention import Decoding
+from fastrl.rollout.keyvalues import Decode, Prefill, Slots
 
 _PROVEN = "_fastrl_decodes"
 _KNOWN_GENERATE = ("transformers.generation.", "peft.", "fastrl.models.")
@@ -216,7 +217,7 @@ def rehearse(served: Served) -> str | None:
         try:
             logits(torch.cat(prompts), positions, Prefill(tuple(lengths), prompt_keys, 0))
             for step in range(2):
-                at = Places.of(of_row, [step] * 3, lengths, device)
+                at = Decoding.of(of_row, [step] * 3, lengths, device)
                 new = torch.stack([tail[step] for tail in tails])
                 decode = Decode(at, prompt_keys, answers, (3, 2))
                 got.append(logits(new, at.prompt_lengths + step, decode))
