@@ -21,7 +21,6 @@ from fastrl.ops.decode_attention import Decoding
 from fastrl.rollout.keyvalues import Decode, Prefill, Slots
 
 _PROVEN = "_fastrl_decodes"
-_FEW = 4  # rows
 _KNOWN_GENERATE = ("transformers.generation.", "peft.", "fastrl.models.")
 
 
@@ -79,22 +78,13 @@ class NextLogits:
         hidden = (output[0] if isinstance(output, tuple) else output.last_hidden_state)[0]
         if self.places is not None:
             hidden = hidden.index_select(0, self.places)
-        logits = _logits(model.get_output_embeddings(), hidden).float()
+        head: Any = model.get_output_embeddings()
+        logits = head(hidden).float()
         if self.head.scale != 1.0:
             logits = logits * self.head.scale
         if self.head.softcap is not None:
             logits = self.head.softcap * torch.tanh(logits / self.head.softcap)
         return logits
-
-
-def _logits(head: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """(K, V) from (K, D)."""
-    matrix = door.head_matrix(head)
-    on_cpu = hidden.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    if matrix is None or matrix[1] is not None or not on_cpu or len(hidden) < _FEW:
-        return head(hidden)
-    # A few rows times a large matrix: the CPU's library is faster with the large one in front.
-    return (matrix[0] @ hidden.mT).mT
 
 
 @contextmanager
