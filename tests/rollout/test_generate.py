@@ -166,6 +166,27 @@ def test_frequencies_are_those_of_the_exact_distribution(tiny, tokenizer, settin
     torch.testing.assert_close(logp, p[drawn].log(), atol=1e-4, rtol=0)
 
 
+def test_each_token_of_an_answer_has_noise_of_its_own(tiny, tokenizer):
+    model = tiny(std=0.01)  # nearly uniform, so that the noise decides
+    (rollout,) = generate(
+        model,
+        tokenizer,
+        [[5]],
+        num_return_sequences=1500,
+        max_new_tokens=3,
+        seed=1,
+        max_rows=1500,
+        eos_token_id=-1,
+    )
+    drawn = torch.tensor([answer.token_ids for answer in rollout.completions])
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        same = (drawn[:, one] == drawn[:, other]).sum().item()
+        assert abs(same - 1500 / 97) < 20  # 5 standard deviations
+    uniform = drawn.flatten().bincount(minlength=97).double()
+    statistic = ((uniform - 4500 / 97) ** 2 / (4500 / 97)).sum()
+    assert torch.special.gammaincc(torch.tensor(48.0), statistic / 2) > 1e-4
+
+
 def test_stop_strings_and_several_ends(tiny, tokenizer, prompts):
     model = tiny()
     (free,) = generate(
