@@ -117,7 +117,8 @@ def _requests(
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=True)
+    text: Any = tokenizer.decode(list(ids), skip_special_tokens=True)
+    return text
 
 
 def _known_ends(tokenizer: PreTrainedTokenizerBase, configs: list[GenerationConfig]) -> list[int]:

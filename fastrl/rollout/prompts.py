@@ -49,12 +49,13 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, 
     """The ids of a text, a conversation (asking for its next turn), or ids as they are."""
     if isinstance(prompt, str):
         return tuple(tokenizer(prompt)["input_ids"])
-    if isinstance(prompt, torch.Tensor):
-        prompt = prompt.tolist()
-    if len(prompt) and isinstance(prompt[0], dict):
-        made = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+    given: list[Any] = prompt.tolist() if isinstance(prompt, torch.Tensor) else list(prompt)
+    if given and isinstance(given[0], dict):
+        made: Any = tokenizer.apply_chat_template(
+            given, add_generation_prompt=True, return_dict=True
+        )
         return tuple(made["input_ids"])
-    return tuple(int(i) for i in prompt)
+    return tuple(int(i) for i in given)
 
 
 def check_prompts(instance: Any, prompts: Sequence[Sequence[int]]) -> None:

@@ -134,7 +134,8 @@ def resolved(
     if generation_config is not None:
         generation_config = copy.deepcopy(generation_config)
         given = generation_config.update(**given)
-    return model._prepare_generation_config(generation_config, **given)
+    prepare: Any = model._prepare_generation_config
+    return prepare(generation_config, **given)
 
 
 def sampling_of(config: GenerationConfig) -> Sampling:

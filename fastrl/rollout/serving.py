@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fastrl.models import door, router, trial
@@ -43,6 +43,7 @@ class _Probe:
 def autocast_dtype(model: nn.Module) -> torch.dtype | None:
     """The dtype of the autocast that a call of the model runs under, None if there is none."""
     inner = extract_model_from_parallel(model)
+    inner = getattr(inner, "_orig_mod", inner)  # nothing is to be compiled for this
     try:
         inner(fastrl_request=_Probe())
     except _Probed as found:
@@ -127,7 +128,8 @@ class Served:
     @property
     def device(self) -> torch.device:
         """Where ids go."""
-        return self.instance.get_input_embeddings().weight.device
+        embeddings: Any = self.instance.get_input_embeddings()
+        return embeddings.weight.device
 
     def logits(
         self,
@@ -186,10 +188,9 @@ def _overridden(model: nn.Module) -> bool:
     for module in model.modules():
         if "generate" in module.__dict__:
             return True
-        if isinstance(module, GenerationMixin) or hasattr(type(module), "generate"):
-            home = getattr(type(module).generate, "__module__", "")
-            if not home.startswith(_KNOWN_GENERATE):
-                return True
+        own = getattr(type(module), "generate", None)
+        if own is not None and not own.__module__.startswith(_KNOWN_GENERATE):
+            return True
     return False
 
 
