@@ -23,7 +23,6 @@ import gsm8k
 import sft
 
 from fastrl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config, get_quantization_config
-from fastrl.cli.training import fit, trainer_arguments
 
 OFFLINE = {
     "output_dir": "runs/dpo",
@@ -59,28 +58,14 @@ def train_offline(
         peft_config=get_peft_config(model_args),
     )
     questions = [row["question"] for row in held_out[:3]]
-    texts_before = gsm8k.answers(trainer, questions)
-    figures = gsm8k.train(trainer, FIGURES)
-    texts_after = gsm8k.answers(trainer, questions)
-    samples = [
-        {"problem": question, "before": old, "after": new}
-        for question, old, new in zip(questions, texts_before, texts_after, strict=True)
-    ]
+    figures, samples = gsm8k.train_with_answers(trainer, FIGURES, questions)
     drawn = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen")
     gsm8k.report(folder, "DPO on solutions to GSM8K", figures, samples, drawn)
     return figures
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
-    about = __doc__.split("\n")[0]
-    offline, script_args, training_args, model_args, mixture = gsm8k.parse(
-        DPOConfig, OFFLINE, argv, about
-    )
-    if offline.dataset is not None:
-        return train_offline(offline, training_args, model_args)
-    arguments = trainer_arguments(script_args, training_args, model_args, mixture)
-    fit(DPOTrainer(**arguments), script_args)
-    return None
+    return gsm8k.run(DPOTrainer, DPOConfig, OFFLINE, train_offline, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import random
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -24,8 +24,6 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
-    PrinterCallback,
-    ProgressCallback,
     Qwen2Config,
     Qwen2ForCausalLM,
     set_seed,
@@ -35,6 +33,7 @@ from transformers.utils.logging import disable_progress_bar as disable_loading_b
 from fastrl import ModelConfig, RichProgressCallback, ScriptArguments, TrlParser
 from fastrl.cli.curves import save_curves
 from fastrl.cli.plot import curves_of
+from fastrl.cli.training import fit, trainer_arguments
 from fastrl.train.script_arguments import DatasetMixtureConfig
 
 console = Console()
@@ -115,6 +114,28 @@ def parse(
         disable_progress_bar()
         disable_loading_bar()
     return options
+
+
+def run(
+    trainer: type,
+    config: type,
+    defaults: Mapping[str, Any],
+    train_offline: Callable[[Offline, Any, ModelConfig], dict[str, tuple[float, float]]],
+    about: str,
+    argv: Sequence[str] | None,
+) -> dict[str, tuple[float, float]] | None:
+    """What a script does: `train_offline` with --dataset FOLDER, else the trainer on hub names.
+
+    The arguments are those of `parse`, and `about` the script's docstring.
+    """
+    offline, script_args, training_args, model_args, mixture = parse(
+        config, defaults, argv, about.split("\n")[0]
+    )
+    if offline.dataset is not None:
+        return train_offline(offline, training_args, model_args)
+    arguments = trainer_arguments(script_args, training_args, model_args, mixture)
+    fit(trainer(**arguments), script_args)
+    return None
 
 
 def loading(model_args: ModelConfig) -> dict[str, Any]:
@@ -276,14 +297,22 @@ def train(trainer: Any, names: Mapping[str, str]) -> dict[str, tuple[float, floa
     Returns:
         name -> its value on the held-out rows (before, after).
     """
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
     trainer.add_callback(RichProgressCallback())
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
     trainer.save_model()
     return {name: (before[f"eval_{key}"], after[f"eval_{key}"]) for name, key in names.items()}
+
+
+def train_with_answers(
+    trainer: Any, names: Mapping[str, str], questions: list[str]
+) -> tuple[dict[str, tuple[float, float]], list[dict[str, str]]]:
+    """(figures as `train` gives them, the model's answers to some questions before and after)."""
+    texts_before = answers(trainer, questions)
+    figures = train(trainer, names)
+    texts = zip(questions, texts_before, answers(trainer, questions), strict=True)
+    return figures, [{"problem": q, "before": old, "after": new} for q, old, new in texts]
 
 
 def rounded(value: float) -> str:

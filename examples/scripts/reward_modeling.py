@@ -31,7 +31,6 @@ from fastrl import (
     get_peft_config,
     get_quantization_config,
 )
-from fastrl.cli.training import fit, trainer_arguments
 
 OFFLINE = {
     "output_dir": "runs/reward",
@@ -100,15 +99,7 @@ def train_offline(
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
-    about = __doc__.split("\n")[0]
-    offline, script_args, training_args, model_args, mixture = gsm8k.parse(
-        RewardConfig, OFFLINE, argv, about
-    )
-    if offline.dataset is not None:
-        return train_offline(offline, training_args, model_args)
-    arguments = trainer_arguments(script_args, training_args, model_args, mixture)
-    fit(RewardTrainer(**arguments), script_args)
-    return None
+    return gsm8k.run(RewardTrainer, RewardConfig, OFFLINE, train_offline, __doc__, argv)
 
 
 if __name__ == "__main__":

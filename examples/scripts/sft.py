@@ -24,7 +24,6 @@ import gsm8k
 from transformers import TrainingArguments
 
 from fastrl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
-from fastrl.cli.training import fit, trainer_arguments
 
 OFFLINE = {
     "output_dir": "runs/sft",
@@ -56,16 +55,11 @@ def train_offline(
     )
     shown = test.select(range(3))
     questions = [row[0]["content"] for row in shown["prompt"]]
-    texts_before = gsm8k.answers(trainer, questions)
-    figures = gsm8k.train(trainer, FIGURES)
+    figures, samples = gsm8k.train_with_answers(trainer, FIGURES, questions)
     before, after = figures["cross-entropy (nats a token)"]
     figures["perplexity"] = (math.exp(before), math.exp(after))
-    texts_after = gsm8k.answers(trainer, questions)
-    by_hand = [row[0]["content"] for row in shown["completion"]]
-    samples = [
-        {"problem": q, "before": old, "after": new, "by hand": right}
-        for q, old, new, right in zip(questions, texts_before, texts_after, by_hand, strict=True)
-    ]
+    for sample, row in zip(samples, shown["completion"], strict=True):
+        sample["by hand"] = row[0]["content"]
     drawn = ("loss", "mean_token_accuracy", "grad_norm", "learning_rate")
     gsm8k.report(folder, "SFT on GSM8K solutions", figures, samples, drawn)
     return figures
@@ -80,15 +74,7 @@ def short(dataset: str, folder: Path, args: TrainingArguments) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
-    about = __doc__.split("\n")[0]
-    offline, script_args, training_args, model_args, mixture = gsm8k.parse(
-        SFTConfig, OFFLINE, argv, about
-    )
-    if offline.dataset is not None:
-        return train_offline(offline, training_args, model_args)
-    arguments = trainer_arguments(script_args, training_args, model_args, mixture)
-    fit(SFTTrainer(**arguments), script_args)
-    return None
+    return gsm8k.run(SFTTrainer, SFTConfig, OFFLINE, train_offline, __doc__, argv)
 
 
 if __name__ == "__main__":

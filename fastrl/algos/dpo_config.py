@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from fastrl.algos.dpo_losses import DIVERGENCES, LOSSES, OF_MARGIN
 from fastrl.legacy.dpo import DPO_FIELDS
 from fastrl.legacy.fields import accepts_legacy_fields
-from fastrl.train.config import OfflineConfig, require_choice
+from fastrl.train.config import require_choice
+from fastrl.train.preference_config import PreferenceConfig
 
 
 @accepts_legacy_fields(DPO_FIELDS)
 @dataclass
-class DPOConfig(OfflineConfig):
+class DPOConfig(PreferenceConfig):
     """Arguments of `DPOTrainer`; field names and defaults are those of TRL 1.16.
 
     Raises:
@@ -20,27 +21,12 @@ class DPOConfig(OfflineConfig):
             each other.
     """
 
-    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
-    router_aux_loss_coef: float | None = field(
-        default=None,
-        metadata={"help": "Weight of a mixture of experts' balancing loss; unset: the model's."},
-    )
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "Train without dropout, so that both policies compare."}
-    )
     truncation_mode: str = field(
         default="keep_start",
         metadata={"help": "What is kept of pairs longer than max_length: keep_start or keep_end."},
     )
     padding_free: bool = field(
         default=False, metadata={"help": "Accepted either way: padding is never computed."}
-    )
-    precompute_ref_log_probs: bool = field(
-        default=False,
-        metadata={"help": "Run the reference once over the dataset, before training."},
-    )
-    precompute_ref_batch_size: int | None = field(
-        default=None, metadata={"help": "Pairs a batch then; unset: the training batch."}
     )
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
@@ -62,22 +48,10 @@ class DPOConfig(OfflineConfig):
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Probability that a preference is the wrong way round."}
     )
-    beta: float = field(
-        default=0.1, metadata={"help": "How strongly the policy is held to the reference."}
-    )
     use_weighting: bool = field(
         default=False, metadata={"help": "Weigh pairs by how likely the policy is to write them."}
     )
     discopop_tau: float = field(default=0.05, metadata={"help": "Temperature of discopop."})
-    sync_ref_model: bool = field(
-        default=False, metadata={"help": "Let the reference follow the policy (TR-DPO)."}
-    )
-    ref_model_mixup_alpha: float = field(
-        default=0.6, metadata={"help": "Share of the policy it then takes over."}
-    )
-    ref_model_sync_steps: int = field(
-        default=512, metadata={"help": "Optimizer steps between two such moves."}
-    )
 
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
@@ -95,8 +69,6 @@ class DPOConfig(OfflineConfig):
         self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"beta must be positive, got {self.beta}")
         beyond = sorted(set(self.loss_type) - OF_MARGIN)
         if self.f_divergence_type != "reverse_kl" and beyond:
             raise ValueError(
@@ -113,8 +85,3 @@ class DPOConfig(OfflineConfig):
             raise ValueError("loss_type 'exo_pair' needs 0 < label_smoothing < 1, e.g. 1e-3")
         if "robust" in self.loss_type and not 0 <= self.label_smoothing < 0.5:
             raise ValueError("loss_type 'robust' needs 0 <= label_smoothing < 0.5")
-        if self.sync_ref_model and self.precompute_ref_log_probs:
-            raise ValueError(
-                "sync_ref_model changes the reference while precompute_ref_log_probs keeps what it "
-                "said before training; leave one out"
-            )

@@ -15,16 +15,19 @@ import matplotlib.pyplot as plt
 INK = "#1f2933"
 FAINT = "#d5dbe1"
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2")
+MARKS = ("o", "s", "^", "D")  # of evaluations, and how a title shows them
+MARK_SIGNS = ("●", "■", "▲", "◆")
 FEW = 12  # points: drawn as they are, with marks
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values (n,) of a statistic at steps (n,), and the same of an evaluation if there is one."""
+    """Values (n,) of a statistic at steps (n,), and those of evaluations if there are any."""
 
     steps: Sequence[float]
     values: Sequence[float]
-    evaluated: tuple[Sequence[float], Sequence[float]] = field(default=([], []))
+    # what was evaluated on -> its steps and values
+    evaluated: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
 
 
 def smooth(values: Sequence[float], reach: int) -> list[float]:
@@ -45,9 +48,11 @@ def draw_panel(axis: plt.Axes, name: str, curve: Curve, colour: str) -> None:
     else:
         axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1.0)
         axis.plot(steps, smooth(values, max(1, len(values) // 25)), color=colour, linewidth=2.0)
-    if curve.evaluated[0]:
-        axis.plot(*curve.evaluated, color=INK, linewidth=1.2, linestyle=":", marker="o", ms=4)
-        name = f"{name} (dots: evaluation)"
+    for mark, points in zip(MARKS, curve.evaluated.values(), strict=False):
+        axis.plot(*points, color=INK, linewidth=1.2, linestyle=":", marker=mark, ms=4)
+    if curve.evaluated:
+        shown = zip(MARK_SIGNS, curve.evaluated, strict=False)
+        name += f" ({', '.join(f'{sign} {label}' for sign, label in shown)})"
     axis.set_title(name, loc="left", fontsize=11, color=INK, pad=8)
     axis.grid(axis="y", color=FAINT, linewidth=0.6)
     axis.tick_params(colors=INK, labelsize=9, length=0)

@@ -59,11 +59,26 @@ def _known(rows: list[dict[str, Any]]) -> list[str]:
     return [key for key in keys if _points(rows, key)[0]]
 
 
+def _evaluations(known: list[str], key: str) -> dict[str, str]:
+    """What was evaluated on -> the key of that metric there: eval_<key>, or eval_<set>_<key>."""
+    found = {}
+    for name in known:
+        if not name.startswith("eval_") or not name.endswith(key):
+            continue
+        middle = name.removeprefix("eval_").removesuffix(key)
+        # `eval_aux_loss` is the evaluation of aux_loss, not of loss on a set called aux.
+        if not middle:
+            found["evaluation"] = name
+        elif middle.endswith("_") and name.removeprefix("eval_") not in known:
+            found[middle.removesuffix("_")] = name
+    return found
+
+
 def _choose(rows: list[dict[str, Any]]) -> list[str]:
     """The keys that matter most among those with a course; evaluations join their own panels."""
     known = _known(rows)
     drawn = [k for k in known if k not in NEVER and len(_points(rows, k)[0]) > 1]
-    joined = {f"eval_{key}" for key in drawn}
+    joined = {name for key in drawn for name in _evaluations(known, key).values()}
     timed = ("_runtime", "_per_second", "_flos")
     drawn = [k for k in drawn if k not in joined and not k.endswith(timed)]
     order = [*[k for k in FIRST if k in drawn], *[k for k in drawn if k not in FIRST]]
@@ -80,8 +95,6 @@ def curves_of(path: Path, keys: list[str] | None = None) -> dict[str, Curve]:
     Raises:
         ValueError: there is no log, nothing to draw, or a key that was never logged.
     """
-    from fastrl.cli.curves import Curve
-
     log = path / NAME if path.is_dir() else path
     if not log.is_file():
         raise ValueError(f"{log}: there is no such log")
@@ -95,7 +108,14 @@ def curves_of(path: Path, keys: list[str] | None = None) -> dict[str, Curve]:
     chosen = keys or _choose(rows)
     if not chosen:
         raise ValueError(f"{log}: no number was logged twice")
-    return {key: Curve(*_points(rows, key), _points(rows, f"eval_{key}")) for key in chosen}
+    return {key: _curve(rows, known, key) for key in chosen}
+
+
+def _curve(rows: list[dict[str, Any]], known: list[str], key: str) -> Curve:
+    from fastrl.cli.curves import Curve
+
+    places = _evaluations(known, key)
+    return Curve(*_points(rows, key), {label: _points(rows, at) for label, at in places.items()})
 
 
 def run(options: argparse.Namespace) -> int:

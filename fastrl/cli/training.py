@@ -99,7 +99,7 @@ def fit(trainer: Any, script_args: ScriptArguments) -> None:
     args = trainer.args
     known = {type(callback) for callback in trainer.callback_handler.callbacks}
     if sys.stdout.isatty() and not args.disable_tqdm and RichProgressCallback not in known:
-        _show_progress(trainer)
+        trainer.add_callback(RichProgressCallback())
     if script_args.ignore_bias_buffers:
         trainer.model._ddp_params_and_buffers_to_ignore = [
             name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
@@ -111,11 +111,3 @@ def fit(trainer: Any, script_args: ScriptArguments) -> None:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
     if hasattr(trainer, "end"):  # since transformers 5.18
         trainer.end()
-
-
-def _show_progress(trainer: Any) -> None:
-    """Rich's bar and table in place of transformers' own bar."""
-    from transformers import ProgressCallback
-
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(RichProgressCallback())

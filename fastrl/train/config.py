@@ -80,6 +80,8 @@ class BaseConfig(TrainingArguments):
                 logger.info("training in fp32: this device does not compute in bfloat16")
         self._name_checkpointing_as_transformers_does()
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no device to copy to; torch would warn
 
     def _name_checkpointing_as_transformers_does(self) -> None:
         """Copy ours to the name newer releases gave it, which spares the user their warning."""

@@ -14,9 +14,9 @@ from fastrl.models import adapters
 from fastrl.train import setup
 from fastrl.train.batch import Batch
 from fastrl.train.callbacks import SyncRefModelCallback
-from fastrl.train.config import OfflineConfig
 from fastrl.train.frozen import Reference, reference_model
 from fastrl.train.precompute import precompute
+from fastrl.train.preference_config import PreferenceConfig
 from fastrl.train.trainer import Trainer
 
 
@@ -45,7 +45,7 @@ class PreferenceTrainer(Trainer):
         ValueError, TypeError: before training, naming the argument, row or column.
     """
 
-    _config: ClassVar[type[OfflineConfig]]
+    _config: ClassVar[type[PreferenceConfig]]
     _prepare: Callable[[Any, Any, Any, str], Any]
 
     def __init__(

@@ -12,11 +12,12 @@ import torch
 import transformers
 from accelerate.utils import DistributedType
 from torch import nn
+from transformers import PrinterCallback, ProgressCallback
 
 from fastrl.models.policy import prepare_policy
 from fastrl.train import card
 from fastrl.train.batch import IGNORED, Batch
-from fastrl.train.callbacks import LogFileCallback
+from fastrl.train.callbacks import LogFileCallback, RichProgressCallback
 from fastrl.train.metrics import Metrics
 from fastrl.train.vocabulary import check_ids
 
@@ -71,11 +72,24 @@ class Trainer(transformers.Trainer):
         self._make_ready(self.model)
         self.model.add_model_tags(list(self._tag_names))
         self.add_callback(LogFileCallback())
+        if any(isinstance(c, RichProgressCallback) for c in self.callback_handler.callbacks):
+            self._leave_progress_to_rich()
         self._both = {mode: Metrics(self.accelerator) for mode in ("train", "eval")}
         self._losses: list[torch.Tensor] = []
         self._tokens_seen = 0  # over all processes, up to the last log or checkpoint
         self._tokens_since = 0  # of this process, since then
         self._prefix = "eval"
+
+    def _leave_progress_to_rich(self) -> None:
+        """transformers' own bar or printed lines would show everything twice."""
+        for other in (ProgressCallback, PrinterCallback):
+            self.remove_callback(other)
+
+    def add_callback(self, callback: Any) -> None:
+        """As transformers' own; `RichProgressCallback` takes the place of the bar that is there."""
+        super().add_callback(callback)
+        if isinstance(callback, RichProgressCallback) or callback is RichProgressCallback:
+            self._leave_progress_to_rich()
 
     def _check_ids(self) -> None:
         held_out = self.eval_dataset

@@ -29,7 +29,9 @@ def run(tmp_path):
 def test_curves_are_the_logged_numbers(run):
     curves = curves_of(run)
     assert list(curves) == ["loss", "lr"]  # kl has one number only, epoch and time tell nothing
-    assert curves["loss"] == Curve([1, 2, 3], [3.0, 1.5, 0.5], ([3], [2.0]))  # a step's last line
+    assert curves["loss"] == Curve(
+        [1, 2, 3], [3.0, 1.5, 0.5], {"evaluation": ([3], [2.0])}
+    )  # a step's last line
     assert curves["lr"] == Curve([1, 2, 3], [0.1] * 3)
 
 
@@ -87,3 +89,19 @@ def test_any_number_of_panels(tmp_path, count):
     path = tmp_path / "curves.png"
     save_curves(path, "title", {f"k{i}": [1.0, 2.0, float(i)] for i in range(count)}, note="note")
     assert path.read_bytes().startswith(PNG)
+
+
+def test_each_evaluation_set_has_marks_of_its_own(tmp_path):
+    rows = [
+        {"step": 1, "loss": 3.0, "aux_loss": 1.0},
+        {"step": 2, "loss": 2.0, "aux_loss": 1.0},
+        {"step": 2, "eval_left_loss": 2.5, "eval_right_loss": 2.6, "eval_aux_loss": 0.9},
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves = curves_of(log)
+    assert curves["loss"].evaluated == {"left": ([2], [2.5]), "right": ([2], [2.6])}
+    assert curves["aux_loss"].evaluated == {"evaluation": ([2], [0.9])}
+    assert list(curves) == ["loss", "aux_loss"]
+    save_curves(tmp_path / "curves.png", "run", curves)
+    assert (tmp_path / "curves.png").stat().st_size > 5000

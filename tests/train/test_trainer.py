@@ -13,7 +13,15 @@ from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
 
-from fastrl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from fastrl import (
+    DPOConfig,
+    DPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RichProgressCallback,
+    SFTConfig,
+    SFTTrainer,
+)
 from fastrl.train.batch import Batch
 from tests.algos.offline_parity import making
 
@@ -344,6 +352,20 @@ def test_compute_metrics_gets_logits(tmp_path):
     )
     assert trainer.evaluate()["eval_measured"] == 1.0
     assert seen["shapes"] == ((6, 2), (6,))
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_richs_progress_takes_the_place_of_transformers_own(tmp_path, early):
+    trainer = build(tmp_path, callbacks=[RichProgressCallback()] if early else None)
+    if not early:
+        trainer.add_callback(RichProgressCallback)
+    kinds = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    assert kinds.count("RichProgressCallback") == 1
+    assert not {"PrinterCallback", "ProgressCallback"} & set(kinds)
+
+
+def test_nothing_is_pinned_without_a_device(tmp_path):
+    assert SFTConfig(str(tmp_path), use_cpu=True).dataloader_pin_memory is False
 
 
 def test_the_card_says_how_the_model_is_used(tmp_path):
