@@ -33,6 +33,8 @@ _EXPORTS = {
     "get_peft_config": "fastrl.train.model_config",
     "get_quantization_config": "fastrl.train.model_config",
     "get_training_chat_template": "fastrl.data.training_template",
+    "GRPOConfig": "fastrl.algos.grpo_config",
+    "GRPOTrainer": "fastrl.algos.grpo",
     "init_zero_verbose": "fastrl.train.parser",
     "is_conversational": "fastrl.data.formats",
     "is_conversational_from_value": "fastrl.data.formats",

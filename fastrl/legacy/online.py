@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Ignored, Refused, Renamed, Table
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
 
+_ORDER = (
+    "model",
+    "reward_funcs",
+    "args",
+    "train_dataset",
+    "eval_dataset",
+    "processing_class",
+    "reward_processing_classes",
+    "callbacks",
+    "optimizers",
+    "peft_config",
+)
 _REWARDS = "pass reward_funcs= to the trainer"
 _BY_TRAINER = "sampled completions are shown by log_completions=True"
 
@@ -19,6 +32,12 @@ _BOTH: Table = {
     "vllm_max_model_len": Renamed("vllm_max_model_length"),
     "wandb_log_unique_prompts": Renamed("log_unique_prompts"),
 }
+
+GRPO = LegacyInit(
+    order=(*_ORDER, "tools", "rollout_func", "environment_factory"),
+    changes={"tokenizer": Renamed("processing_class")},
+    first="0.11",
+)
 
 GRPO_FIELDS: Table = {
     **_BOTH,

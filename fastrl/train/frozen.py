@@ -145,12 +145,18 @@ class Reference:
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
 
     @torch.no_grad()
-    def logprobs(self, policy: nn.Module, tokens: Tokens, stats: Sequence[str] = ()) -> LogProbs:
+    def logprobs(
+        self,
+        policy: nn.Module,
+        tokens: Tokens,
+        temperature: float = 1.0,
+        stats: Sequence[str] = (),
+    ) -> LogProbs:
         """Score tokens; `policy` is what the trainer calls, used where there is no model apart."""
         if self.model is not None:
-            return logprobs(self.model, tokens, stats=stats)
+            return logprobs(self.model, tokens, temperature, stats)
         with _stepped_aside(self._accelerator.unwrap_model(policy)):
-            return logprobs(policy, tokens, stats=stats)
+            return logprobs(policy, tokens, temperature, stats)
 
     def key(self, policy: nn.Module) -> str:
         """A hash of the weights it speaks with, for what is kept of it."""

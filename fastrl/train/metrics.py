@@ -17,7 +17,7 @@ class Metrics:
 
     A micro-step's value is a ratio over all processes (sum of numerators by sum of denominators),
     or the extreme over all of them. What is logged is the plain mean over micro-steps; those whose
-    denominator is 0 on every process do not count.
+    denominator is 0 on every process, and those whose extreme is not finite, do not count.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -25,9 +25,20 @@ class Metrics:
         # key -> per micro-step a (2,) fp32 (numerator, denominator), or the extreme and 1; for a
         # gap (4,), two ratios
         self._held: dict[Key, list[torch.Tensor]] = {}
+        self._least_denominator: dict[str, float] = {}
 
-    def ratio(self, name: str, numerator: torch.Tensor, denominator: torch.Tensor | float) -> None:
-        """Add a micro-step's numerator / denominator; scalars of this process."""
+    def ratio(
+        self,
+        name: str,
+        numerator: torch.Tensor,
+        denominator: torch.Tensor | float,
+        at_least: float = 0.0,
+    ) -> None:
+        """Add a micro-step's numerator / denominator; scalars of this process.
+
+        With `at_least` the denominator is no less than that, so that none counts as 0.
+        """
+        self._least_denominator[name] = at_least
         self._add((name, "ratio"), numerator, denominator)
 
     def mean(self, name: str, values: torch.Tensor) -> None:
@@ -84,7 +95,11 @@ class Metrics:
         found = {}
         rows = joined.cpu()
         for name, own in zip(names, rows.split([len(s) for s in steps]), strict=True):
+            if kind == "ratio":
+                own[:, 1].clamp_(min=self._least_denominator.get(name, 0.0))
             counted = own[(own[:, 1::2] != 0).all(1)].double()
+            if kind in ("min", "max"):
+                counted = counted[counted.isfinite().all(1)]
             if len(counted):
                 values = counted[:, 0::2] / counted[:, 1::2]
                 found[name] = (values[:, 0] - values[:, 1:].sum(1)).mean().item()

@@ -220,6 +220,10 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
     mask_truncated_completions: bool = field(
         default=False, metadata={"help": "Leave completions out that were cut off by the limit."}
     )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={"help": "Seconds a reward function may take, in a process of its own."},
+    )
     sync_ref_model: bool = field(
         default=False, metadata={"help": "Let the reference follow the policy (TR-DPO)."}
     )

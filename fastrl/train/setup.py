@@ -175,7 +175,8 @@ def set_pad_token(
     tokenizer: PreTrainedTokenizerBase, model: nn.Module, args: OfflineConfig
 ) -> None:
     """Padding is the token asked for, the tokenizer's own or its EOS; model and tokenizer agree."""
-    token = args.pad_token or tokenizer.pad_token or tokenizer.eos_token
+    asked = getattr(args, "pad_token", None)  # a field of the trainers on fixed datasets
+    token = asked or tokenizer.pad_token or tokenizer.eos_token
     _require_token(tokenizer, "pad_token", token)
     tokenizer.pad_token = token
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -147,7 +147,7 @@ class Trainer(transformers.Trainer):
     # --- a step ---------------------------------------------------------------------------------
 
     def _offload(self) -> AbstractContextManager[Any]:
-        if not self.args.activation_offloading:
+        if not getattr(self.args, "activation_offloading", False):
             return nullcontext()
         return torch.autograd.graph.save_on_cpu(pin_memory=self.accelerator.device.type == "cuda")
 
@@ -244,11 +244,16 @@ class Trainer(transformers.Trainer):
         self._tokens_seen += int(pending)
         return self._tokens_seen
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics collected since the last log, then log as transformers does."""
-        found = self.metrics.collect()
+    def _found(self) -> dict[str, Any]:
+        """The metrics since the last log, under the names they have in training."""
+        found: dict[str, Any] = self.metrics.collect()
         if found:
             found["num_tokens"] = self._total_tokens()
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics collected since the last log, then log as transformers does."""
+        found = self._found()
         if not self.model.training:
             found = {f"{self._prefix}_{name}": value for name, value in found.items()}
         logs.update(found)

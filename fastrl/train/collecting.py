@@ -1,0 +1,214 @@
+"""A generation batch: rows to answers, answers to scores, and the record of both."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastrl.rewards.running import RewardFunctions, Scores
+from fastrl.train.agreement import agreed
+from fastrl.train.drawing import Drawing, InProcess, ends
+from fastrl.train.experience import Drawn, Experience, padded
+
+_UNSCORED = ("prompt", "completion", "completion_ids")
+
+
+class Collecting:
+    """Draws, scores and records for an online trainer.
+
+    Args:
+        trainer: the `OnlineTrainer`.
+        rewards: the reward functions.
+        drawn_by: how answers come about where the engine does not simply draw them: `tools`,
+            `rollout_func`, `environment_factory`.
+    """
+
+    def __init__(
+        self, trainer: Any, rewards: RewardFunctions, drawn_by: Mapping[str, Any]
+    ) -> None:
+        self._trainer = trainer
+        self._rewards = rewards
+        self._ends = ends(trainer.processing_class, trainer.model)
+        engine = InProcess(trainer.model, trainer.args, trainer.processing_class)
+        self._drawing = Drawing(
+            trainer,
+            trainer.processing_class,
+            engine,
+            engine,
+            drawn_by.get("rollout_func"),
+            trainer.args.chat_template_kwargs or {},
+        )
+        self._user_metrics: dict[str, list[float]] = defaultdict(list)
+        self._prompts_seen = 0
+
+    def slices(self, rows: list[dict[str, Any]], count: int) -> list[Experience]:
+        """Answers to the rows of this process, shuffled and cut; whole if `count` is 1 in evaluation.
+
+        Every process takes part in the gathering of rewards.
+        """
+        trainer = self._trainer
+        with agreed(trainer.accelerator, "drawing answers"):
+            drawn = self._drawing.draw([row["prompt"] for row in rows])
+        scores = self._scored(rows, drawn)
+        self._record_lengths(drawn)
+        answers = trainer.experience(self._padded(drawn), scores)
+        self._record_rewards(drawn, scores, answers)
+        if not trainer.model.training:
+            return [answers]
+        return answers.take(torch.randperm(len(answers)).tolist()).cut(count)
+
+    # --- scores ----------------------------------------------------------------------------------
+
+    def _scored(self, rows: list[dict[str, Any]], drawn: Drawn) -> torch.Tensor:
+        """(world B, K) rewards, NaN where there is none; on the host."""
+        trainer = self._trainer
+        with agreed(trainer.accelerator, "scoring answers"):
+            found = self._rewards.score(
+                prompts=drawn.prompts,
+                completions=drawn.completions,
+                completion_ids=drawn.completion_ids,
+                columns=self._columns(rows, drawn),
+                trainer_state=trainer.state,
+                log_extra=trainer._completions.extra,
+                log_metric=lambda name, value: self._user_metrics[name].append(float(value)),
+            )
+        self._record_unscored(found)
+        return self._gathered(found.values)
+
+    def _columns(self, rows: list[dict[str, Any]], drawn: Drawn) -> dict[str, list[Any]]:
+        """What reward functions get beside the answers: the dataset's columns and a rollout's."""
+        names = [name for name in rows[0] if name not in _UNSCORED]
+        columns = {name: [row[name] for row in rows] for name in names}
+        for name, given in drawn.extra.items():
+            columns[name] = list(given) if isinstance(given, list) else [given] * len(rows)
+        return columns
+
+    def _gathered(self, values: torch.Tensor) -> torch.Tensor:
+        """(world B, …) of every process, on the host."""
+        accelerator = self._trainer.accelerator
+        if accelerator.num_processes == 1:
+            return values.cpu()
+        return accelerator.gather(values.to(accelerator.device)).cpu()
+
+    # --- tensors ---------------------------------------------------------------------------------
+
+    def _padded(self, drawn: Drawn) -> Experience:
+        trainer, args = self._trainer, self._trainer.args
+        pad, multiple = trainer.processing_class.pad_token_id, args.pad_to_multiple_of
+        whole = [np.ones(len(ids), dtype=bool) for ids in drawn.completion_ids]
+        if args.mask_truncated_completions:
+            cut = self._truncated(drawn)
+            whole = [mask & (not gone) for mask, gone in zip(whole, cut, strict=True)]
+        counted = whole
+        prompt_masks = [[1] * len(ids) for ids in drawn.prompt_ids]
+        tensors = {
+            "prompt_ids": padded(drawn.prompt_ids, pad, torch.int64, True, multiple),
+            "prompt_mask": padded(prompt_masks, 0, torch.int64, True, multiple),
+            "completion_ids": padded(drawn.completion_ids, pad, torch.int64, False, multiple),
+            "completion_mask": padded(whole, 0, torch.int64, False, multiple),
+        }
+        if drawn.written is not None:
+            counted = [
+                mask & np.asarray(own) for mask, own in zip(whole, drawn.written, strict=True)
+            ]
+            tensors["tool_mask"] = padded(drawn.written, 1, torch.int64, False, multiple)
+        if drawn.sampled_logp is not None:
+            tensors["sampling_per_token_logps"] = padded(
+                drawn.sampled_logp, 0.0, torch.float32, False, multiple
+            )
+        tokens = torch.tensor([[int(mask.sum())] for mask in counted])
+        tensors["num_items_in_batch"] = self._gathered(tokens).sum()
+        device = args.device
+        return Experience(
+            {name: tensor.to(device) for name, tensor in tensors.items()},
+            [len(ids) for ids in drawn.prompt_ids],
+            [len(ids) for ids in drawn.completion_ids],
+            [np.flatnonzero(mask) for mask in counted],
+            self._numbers(drawn.prompt_ids),
+        )
+
+    def _numbers(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """A number for each different prompt, used in no other generation batch."""
+        known: dict[tuple[int, ...], int] = {}
+        found = [known.setdefault(tuple(ids), len(known)) for ids in prompts]
+        start, self._prompts_seen = self._prompts_seen, self._prompts_seen + len(known)
+        return [start + number for number in found]
+
+    def _truncated(self, drawn: Drawn) -> list[bool]:
+        """Which answers were cut off by the limit."""
+        last = {*self._ends, self._trainer.processing_class.pad_token_id}
+        return [ids[-1] not in last for ids in drawn.completion_ids]
+
+    # --- the record ------------------------------------------------------------------------------
+
+    def _record_lengths(self, drawn: Drawn) -> None:
+        trainer, add = self._trainer, self._trainer.host_metrics.add
+        columns = [
+            [len(ids) for ids in drawn.prompt_ids],
+            drawn.lengths(),
+            [int(cut) for cut in self._truncated(drawn)],
+        ]
+        prompts, lengths, cut = self._gathered(torch.tensor(columns).T).double().unbind(1)
+        if trainer.model.training:
+            trainer.state.num_input_tokens_seen += int(prompts.sum() + lengths.sum())
+        trainer.host_metrics.replace("num_tokens", trainer.state.num_input_tokens_seen)
+        add("completions/mean_length", float(lengths.mean()))
+        add("completions/min_length", float(lengths.min()))
+        add("completions/max_length", float(lengths.max()))
+        add("completions/clipped_ratio", float(cut.mean()))
+        ended = lengths[cut == 0]
+        ended = ended if len(ended) else torch.zeros(1)
+        add("completions/mean_terminated_length", float(ended.mean()))
+        add("completions/min_terminated_length", float(ended.min()))
+        add("completions/max_terminated_length", float(ended.max()))
+
+    def _record_unscored(self, found: Scores) -> None:
+        """How many rewards timed out or were none, where there are any."""
+        counts = torch.tensor([found.timeouts, found.invalid])[None]
+        timeouts, invalid = self._gathered(counts).sum(0).tolist()
+        for i, name in enumerate(self._rewards.names):
+            if timeouts[i]:
+                self._trainer.host_metrics.add(f"rewards/{name}/timeouts", timeouts[i])
+            if invalid[i]:
+                self._trainer.host_metrics.add(f"rewards/{name}/invalid", invalid[i])
+
+    def _record_rewards(self, drawn: Drawn, scores: torch.Tensor, answers: Experience) -> None:
+        trainer, add = self._trainer, self._trainer.host_metrics.add
+        for i, name in enumerate(self._rewards.names):
+            add(f"rewards/{name}/mean", float(scores[:, i].nanmean()))
+            add(f"rewards/{name}/std", deviation(scores[:, i]))
+        total = weighted_total(scores, trainer.reward_weights)
+        add("reward", float(total.nanmean()))
+        add("reward_std", deviation(total))
+        advantages = self._gathered(answers.tensors["advantages"].cpu())
+        trainer._completions.add(
+            drawn.prompts, drawn.completions, scores.tolist(), advantages.tolist()
+        )
+        self._record_user_metrics()
+
+    def _record_user_metrics(self) -> None:
+        """What reward functions logged, a mean over the values of all processes."""
+        trainer = self._trainer
+        held = {name: (sum(values), len(values)) for name, values in self._user_metrics.items()}
+        self._user_metrics.clear()
+        several = trainer._completions._all([held])
+        for name in sorted({name for one in several for name in one}):
+            pairs = [one[name] for one in several if name in one]
+            total, count = (sum(part) for part in zip(*pairs, strict=True))
+            trainer.host_metrics.add(name, total / count)
+
+
+def weighted_total(scores: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(N,) Σ_k w_k r_k of scores (N, K), a missing one counting as 0; NaN where all are missing."""
+    total = (scores * weights).nansum(1)
+    return total.masked_fill(scores.isnan().all(1), torch.nan)
+
+
+def deviation(x: torch.Tensor) -> float:
+    """Unbiased standard deviation of what is not NaN; NaN of fewer than two."""
+    known = x[~x.isnan()]
+    return float(known.std()) if len(known) > 1 else float("nan")

@@ -1,0 +1,127 @@
+"""Completions for people to read: printed, kept as parquet, sent to loggers as tables."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from fastrl.train.experience import Text
+from fastrl.train.online_config import OnlineConfig
+
+FOLDER = "completions"
+_WIDEST = 2000  # characters of a text that are printed
+
+
+class CompletionLog:
+    """The completions of the latest generation batch, of all processes.
+
+    Args:
+        args: what is shown.
+        accelerator: gathers.
+        names: those of the reward functions.
+    """
+
+    def __init__(self, args: OnlineConfig, accelerator: Accelerator, names: Sequence[str]) -> None:
+        self._args = args
+        self._accelerator = accelerator
+        self._names = list(names)
+        self._columns: dict[str, deque[Any]] = defaultdict(
+            lambda: deque(maxlen=args.generation_batch_size)
+        )
+        self._pending: dict[str, list[Any]] = defaultdict(list)
+
+    def extra(self, column: str, values: list[Any]) -> None:
+        """A column of the user's: one value for each completion of this process."""
+        self._pending[column].extend(values)
+
+    def add(
+        self,
+        prompts: list[Text],
+        completions: list[Text],
+        rewards: list[list[float]],
+        advantages: list[float],
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            prompts, completions: of this process.
+            rewards, advantages: of all processes; rewards a list for each completion.
+        """
+        pending = {name: list(given) for name, given in self._pending.items()}
+        self._pending.clear()
+        if not self._args.log_completions:
+            return
+        columns = sorted({name for names in self._all([list(pending)]) for name in names})
+        self._columns["prompt"].extend(self._all(prompts))
+        self._columns["completion"].extend(self._all(completions))
+        for i, name in enumerate(self._names):
+            self._columns[name].extend(row[i] for row in rewards)
+        for name in columns:
+            self._columns[name].extend(self._all(pending.get(name, [None] * len(prompts))))
+        self._columns["advantage"].extend(advantages)
+
+    def _all(self, values: list[Any]) -> list[Any]:
+        return gather_object(values) if self._accelerator.num_processes > 1 else values
+
+    def show(self, step: int) -> None:
+        """Print, keep and send what was added last; the main process does."""
+        args = self._args
+        wanted = args.log_completions and self._accelerator.is_main_process
+        if not wanted or not self._columns:
+            return
+        import pandas as pd
+
+        count = len(self._columns["prompt"])
+        table = pd.DataFrame({"step": [step] * count, **{k: list(v) for k, v in self._columns.items()}})
+        folder = Path(args.output_dir) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(folder / f"completions_{step:05d}.parquet")
+        shown = table
+        if args.log_unique_prompts:
+            shown = table[~table["prompt"].astype(str).duplicated()]
+        self._print(shown, step)
+        self._send(shown)
+
+    def _print(self, table: Any, step: int) -> None:
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.table import Table
+
+        most = self._args.num_completions_to_print
+        rows = table if most is None else table.sample(min(most, len(table)), random_state=step)
+        grid = Table(show_lines=True, expand=True)
+        numbers = [*self._names, "advantage"]
+        texts = [name for name in table.columns if name not in (*numbers, "step")]
+        for name in texts:
+            grid.add_column(name, overflow="fold")
+        for name in numbers:
+            grid.add_column(name, justify="right")
+        for _, row in rows.iterrows():
+            cells = [readable(row[name]) for name in texts]
+            grid.add_row(*cells, *(f"{row[name]:.2f}" for name in numbers))
+        Console().print(Panel(grid, title=f"step {step}", expand=False))
+
+    def _send(self, table: Any) -> None:
+        report_to = self._args.report_to or []
+        for name in ("wandb", "trackio"):
+            if name not in report_to:
+                continue
+            module = __import__(name)
+            if name == "wandb" and module.run is None:
+                continue
+            module.log({"completions": module.Table(dataframe=table.astype({"prompt": str}))})
+
+
+def readable(text: Any) -> Any:
+    """A cell: a text, cut where it is very long, or the messages of a conversation."""
+    from rich.text import Text as Cell
+
+    if isinstance(text, list) and all(isinstance(part, dict) for part in text):
+        text = "\n".join(f"{part.get('role')}: {part.get('content')}" for part in text)
+    text = str(text)
+    return Cell(text if len(text) <= _WIDEST else f"{text[:_WIDEST]} …")

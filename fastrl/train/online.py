@@ -1,0 +1,366 @@
+"""What trainers share that sample what they learn from (GRPO, RLOO)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import set_seed as set_rank_seed
+from datasets import Dataset, IterableDataset
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from fastrl.models.policy import logprobs
+from fastrl.rewards.running import RewardFunctions
+from fastrl.train import online_setup, setup
+from fastrl.train.agreement import agreed
+from fastrl.train.batch import Batch
+from fastrl.train.callbacks import SyncRefModelCallback
+from fastrl.train.collecting import Collecting
+from fastrl.train.completion_log import CompletionLog
+from fastrl.train.experience import Experience, joined, regrouped
+from fastrl.train.frozen import Reference
+from fastrl.train.host_metrics import HostMetrics
+from fastrl.train.online_config import OnlineConfig
+from fastrl.train.repeat import RepeatSampler, repeat_iterable_dataset
+from fastrl.train.reward_models import reward_callables
+from fastrl.train.slice_metrics import SliceMetrics
+from fastrl.train.trainer import Trainer
+from fastrl.types import LogProbs
+
+Rows = list[dict[str, Any]]
+
+
+def as_they_are(rows: Rows) -> Rows:
+    """The collator: rows stay dicts until answers to their prompts have been drawn."""
+    return rows
+
+
+class OnlineTrainer(Trainer):
+    """A `Trainer` whose batches are drawn from the policy and scored by reward functions.
+
+    A subclass states two things: what it collects (`experience`) and what it minimises
+    (`compute_loss`, with `weights` for each answer). In between, the rows of an optimizer step
+    are put together by prompt and computed without padding, each prompt once; `weights` keep what
+    each row counts for in the slice (micro-batch) that it was drawn into.
+
+    Args:
+        model: a name or folder, a transformers model, or a PEFT model.
+        reward_funcs: functions, reward models or their names, one or a list. A function is called
+            with lists `prompts`, `completions`, `completion_ids`, every other column of the
+            dataset, `trainer_state`, `log_extra`, `log_metric` as keywords, and returns a number a
+            completion, or None where it cannot say; it may be async.
+        args: the trainer's config; None: defaults, and a folder named by the model.
+        train_dataset: rows with `prompt`, a text or a conversation.
+        eval_dataset: the same, or a dict of several.
+        processing_class: the tokenizer; None: the model's own.
+        reward_processing_classes: tokenizers of the reward models, where they are not their own.
+        callbacks, optimizers: as in `transformers.Trainer`.
+        quantization_config: for a model given by name.
+        peft_config: train an adapter of this kind.
+
+    Raises:
+        ValueError, TypeError: before training, naming the argument, row or column.
+    """
+
+    args: OnlineConfig
+    _config: ClassVar[type[OnlineConfig]]
+    loss_is_scaled_for_ga = True  # `weights` know the accumulation
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        **drawn_by: Any,
+    ) -> None:
+        args = self._config.of(args, setup.run_name(model, self._name))
+        train_dataset = online_setup.check_datasets(train_dataset, eval_dataset, args, drawn_by)
+        set_seed(args.seed)
+        model, reference, tokenizer = online_setup.assemble(
+            model, args, processing_class, quantization_config, peft_config
+        )
+        online_setup.check_prompts(train_dataset, tokenizer, model, args)
+        self.router_aux_loss_coef = setup.router_aux_loss_coef(model, args.router_aux_loss_coef)
+        super().__init__(
+            model,
+            args,
+            as_they_are,
+            train_dataset,
+            eval_dataset,
+            tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        functions = reward_callables(
+            reward_funcs, reward_processing_classes, args, self.accelerator
+        )
+        self._start(RewardFunctions(functions, timeout=args.reward_timeout), reference, drawn_by)
+        # Each process draws answers of its own.
+        set_rank_seed(args.seed, device_specific=True)
+
+    def _start(
+        self, rewards: RewardFunctions, reference: nn.Module | None, drawn_by: Mapping[str, Any]
+    ) -> None:
+        """What stands beside the model: rewards, reference, engine, logs."""
+        args = self.args
+        self.reward_func_names = rewards.names
+        self.reward_weights = online_setup.reward_weights(args.reward_weights, rewards.names)
+        if args.sync_ref_model:
+            online_setup.require_apart(reference)
+            self.add_callback(SyncRefModelCallback(reference, self.accelerator))
+        self._reference = Reference(self.accelerator, reference)
+        self._completions = CompletionLog(args, self.accelerator, rewards.names)
+        self._host_metrics = {mode: HostMetrics() for mode in ("train", "eval")}
+        self._collecting = Collecting(self, rewards, drawn_by)
+        self._slices: list[Experience] = []  # of the present generation batch
+        self._micro_step = 0  # micro-steps taken, over all epochs
+        self._step_seconds = 0.0
+
+    def _check_ids(self) -> None:
+        """Prompts become ids when they are drawn from, and are checked then."""
+
+    @property
+    def ref_model(self) -> nn.Module | None:
+        """The reference, where it is a model apart."""
+        return self._reference.model
+
+    # --- what an algorithm states ----------------------------------------------------------------
+
+    def experience(self, answers: Experience, scores: torch.Tensor) -> Experience:
+        """What is collected of the answers of a generation batch: advantages and what they need.
+
+        Args:
+            answers: of this process, B rows.
+            scores: (world B, K) rewards of all processes, groups of G one after the other; NaN
+                where a function has none.
+        """
+        raise NotImplementedError
+
+    def weights(
+        self, answers: Experience, accumulation: int, slices: int
+    ) -> dict[str, torch.Tensor]:
+        """What a token of each row of a slice counts for: `loss_weights` (B,), maybe others.
+
+        Args:
+            answers: the rows of one slice.
+            accumulation: slices of the optimizer step.
+            slices: slices of the generation batch.
+        """
+        raise NotImplementedError
+
+    @property
+    def regroups(self) -> bool:
+        """Whether rows may move between the passes of an optimizer step."""
+        return self.router_aux_loss_coef == 0  # a router's loss is one of the rows it sees
+
+    # --- log-probabilities -----------------------------------------------------------------------
+
+    def scores_of(self, model: nn.Module, inputs: Batch, aux_loss: bool = False) -> LogProbs:
+        """Log-probabilities and entropies (B, C) of the answers' tokens under the policy."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        tokens = online_setup.spans_of(inputs, ids).tokens(ids)
+        found = logprobs(model, tokens, self.args.temperature, aux_loss=aux_loss)
+        return online_setup.answers_only(found, inputs["completion_ids"].shape[1])
+
+    @torch.no_grad()
+    def old_logprobs(self, answers: Experience) -> torch.Tensor:
+        """(B, C) log-probabilities of a generation batch under the policy as it is."""
+        return self.scores_of(self.model_wrapped, answers.batch()).logp
+
+    def ref_logprobs(self, answers: Experience) -> torch.Tensor:
+        """(B, C) log-probabilities of a generation batch under the reference."""
+        tensors = answers.tensors
+        ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], dim=1)
+        tokens = answers.spans().tokens(ids)
+        found = self._reference.logprobs(
+            self.model_wrapped, tokens, temperature=self.args.temperature
+        )
+        return online_setup.answers_only(found, tensors["completion_ids"].shape[1]).logp
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt"]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Generation batches of rows, each as often as it is trained on."""
+        self._micro_step, self._slices = 0, []
+        args, dataset = self.args, self.train_dataset
+        if isinstance(dataset, IterableDataset):
+            if args.shuffle_dataset:
+                dataset = dataset.shuffle(seed=args.seed)
+            dataset = repeat_iterable_dataset(dataset, *self._repeats)
+        return self._get_dataloader(
+            dataset=dataset,
+            description="Training",
+            batch_size=self._train_batch_size * args.steps_per_generation,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    @property
+    def _repeats(self) -> tuple[int, int, int]:
+        """(completions a prompt, prompts of a generation batch, uses of it)."""
+        args = self.args
+        group = args.num_generations
+        uses = args.num_iterations * args.steps_per_generation
+        return group, args.generation_batch_size // group, uses
+
+    @property
+    def group_size(self) -> int:
+        """G: completions of each prompt; in evaluation it may be another number."""
+        args = self.args
+        return args.num_generations if self.model.training else self._eval_group
+
+    @property
+    def _eval_group(self) -> int:
+        return self.args.num_generations_eval or self.args.num_generations
+
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        dataset = self.train_dataset if dataset is None else dataset
+        args = self.args
+        return RepeatSampler(dataset, *self._repeats, shuffle=args.shuffle_dataset, seed=args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> RepeatSampler:
+        return RepeatSampler(eval_dataset, self._eval_group, seed=self.args.seed)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As transformers'; of a stream each prompt is repeated too."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(eval_dataset, IterableDataset):
+            shuffled = eval_dataset.shuffle(seed=self.args.seed)
+            eval_dataset = repeat_iterable_dataset(shuffled, self._eval_group)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def prepare_eval_dataset(self, dataset: Any) -> Any:
+        """Rows are prepared when answers are drawn."""
+        online_setup.check_rows("eval_dataset", dataset)
+        return dataset
+
+    # --- a step ----------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """The passes of an optimizer step: answers are drawn where their turn has come."""
+        begin = time.perf_counter()
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.model.train()
+        every = self.args.steps_per_generation * self.args.num_iterations
+        slices = []
+        for rows in batches:
+            if self._micro_step % every == 0 or not self._slices:
+                self._slices = self._collecting.slices(rows, self.args.steps_per_generation)
+            slices.append(self._slices[self._micro_step % self.args.steps_per_generation])
+            self._micro_step += 1
+        self._step_seconds += time.perf_counter() - begin
+        return (self._passes(slices) if slices else []), None
+
+    def _passes(self, slices: list[Experience]) -> list[Batch]:
+        """As many passes as slices, each with rows that are cheap to compute together."""
+        count = len(slices)
+        known = [
+            self._weighted(answers, i, count, self.args.steps_per_generation)
+            for i, answers in enumerate(slices)
+        ]
+        self._slice_metrics = SliceMetrics(count, count)
+        if not self.regroups:
+            return [part.batch() for part in known]
+        whole = joined(known, self.processing_class.pad_token_id)
+        return [whole.take(rows).batch() for rows in regrouped(whole, count)]
+
+    def _weighted(
+        self, answers: Experience, number: int, accumulation: int, slices: int
+    ) -> Experience:
+        """A slice whose rows know what they count for and which slice they are of."""
+        rows = torch.full((len(answers),), number, device=self.args.device)
+        return answers.with_tensors(
+            **self.weights(answers, accumulation, slices),
+            slices=rows,
+            slice_rows=torch.full_like(rows, len(answers)),
+        )
+
+    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> Batch:
+        # On the device already; and nothing may be cast to a lower precision here.
+        return inputs if isinstance(inputs, Batch) else Batch(inputs)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward of one pass; returns the loss, detached."""
+        begin = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_seconds += time.perf_counter() - begin
+        if self.accelerator.sync_gradients:
+            self.host_metrics.add("step_time", self._step_seconds)
+            self._step_seconds = 0.0
+        return loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of a batch of rows, answers to which are drawn here."""
+        (answers,) = self._collecting.slices(inputs, 1)
+        known = self._weighted(answers, 0, 1, 1)
+        self._slice_metrics = SliceMetrics(1, 1)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, known.batch()).detach(), None, None
+
+    # --- what is logged and kept -----------------------------------------------------------------
+
+    @property
+    def host_metrics(self) -> HostMetrics:
+        """Metrics that the host knows: of completions and rewards."""
+        return self._host_metrics["train" if self.model.training else "eval"]
+
+    def _found(self) -> dict[str, Any]:
+        return {**self.host_metrics.collect(), **self.metrics.collect()}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As every trainer's; then the completions are shown if `log_completions`."""
+        super().log(logs, start_time)
+        self._completions.show(self.state.global_step)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = self._checkpoint_folder(trial)
+        every = self.args.steps_per_generation * self.args.num_iterations
+        kept = self._slices if self._micro_step % every else []
+        online_setup.save_rollouts(folder, self.accelerator.process_index, self._micro_step, kept)
+
+    def _checkpoint_folder(self, trial: Any) -> Path:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        return Path(self._get_output_dir(trial=trial)) / name
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        found = online_setup.load_rollouts(
+            Path(checkpoint), self.accelerator.process_index, self.args.device
+        )
+        if found is not None:  # else another library wrote it: begin with fresh answers
+            self._micro_step, self._slices = found

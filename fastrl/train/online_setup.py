@@ -1,0 +1,231 @@
+"""What an online trainer is made of, checked before anything is changed; and what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, IterableDataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from fastrl.data.formats import is_conversational
+from fastrl.models import door
+from fastrl.rollout.prompts import check_prompts as refuse_prompts
+from fastrl.train import setup
+from fastrl.train.batch import Batch, describe
+from fastrl.train.experience import Experience
+from fastrl.train.frozen import reference_model
+from fastrl.train.online_config import OnlineConfig
+from fastrl.types import LogProbs, Spans
+
+_LONGEST_LOOKED_AT = 32  # prompts, the longest by characters, that are tried on the model
+
+
+def check_datasets(
+    train: Any, held_out: Any, args: OnlineConfig, drawn_by: Mapping[str, Any]
+) -> Dataset | IterableDataset:
+    """Refuse what answers cannot be drawn to; the training set, or one that an environment fills.
+
+    Raises:
+        ValueError, TypeError: naming the dataset and the mend.
+    """
+    if train is None and drawn_by.get("environment_factory") is not None:
+        train = _of_environment(args, drawn_by["environment_factory"])
+    setup.check_dataset("train_dataset", train, args)
+    owned = drawn_by.get("environment_factory") is not None
+    check_rows("train_dataset", train, owned)
+    several = held_out if isinstance(held_out, Mapping) else {"eval_dataset": held_out}
+    for name, dataset in several.items():
+        if dataset is not None:
+            check_rows(name, dataset, owned)
+    streams = [d for d in (train, *several.values()) if isinstance(d, IterableDataset)]
+    if streams:
+        if args.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "accelerator_config.dispatch_batches=True sends batches between processes, which "
+                "rows of text cannot be; set it to False for a stream"
+            )
+        args.accelerator_config.dispatch_batches = False
+    if isinstance(train, IterableDataset) and args.dataloader_num_workers:
+        raise ValueError(
+            f"dataloader_num_workers={args.dataloader_num_workers} would take the groups of a "
+            "stream apart; set it to 0"
+        )
+    group, needed = args.num_generations, args.generation_batch_size // args.num_generations
+    if isinstance(train, Dataset) and len(train) < needed:
+        raise ValueError(
+            f"train_dataset has {len(train)} prompts, but a generation batch takes {needed} "
+            f"(generation_batch_size={args.generation_batch_size}, num_generations={group}); lower "
+            "per_device_train_batch_size or steps_per_generation"
+        )
+    return train
+
+
+def _of_environment(args: OnlineConfig, factory: Any) -> Dataset:
+    """Rows without content, for an environment that brings its own prompts."""
+    if isinstance(factory, Mapping):
+        raise ValueError(
+            "train_dataset is required with several environments: its column `environment` says "
+            "which one a row is for"
+        )
+    if args.max_steps <= 0:
+        raise ValueError(
+            "train_dataset is None, so nothing says how long to train: set args.max_steps"
+        )
+    empty = [{"role": "user", "content": ""}]
+    return Dataset.from_dict(
+        {"prompt": [empty] * (args.generation_batch_size // args.num_generations)}
+    )
+
+
+def check_rows(name: str, dataset: Any, owned: bool = False) -> None:
+    """Refuse rows without a prompt.
+
+    Args:
+        owned: an environment gives the prompt.
+
+    Raises:
+        ValueError: naming the dataset and the mend.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if columns is None or owned or "prompt" in columns:
+        return
+    raise ValueError(
+        f"{name} has no column 'prompt', only {', '.join(columns)}; rename the one that holds the "
+        f"question: {name}.rename_column({columns[0]!r}, 'prompt')"
+    )
+
+
+def assemble(
+    model: Any, args: OnlineConfig, processing_class: Any, quantization_config: Any, peft: Any
+) -> tuple[nn.Module, nn.Module | None, PreTrainedTokenizerBase]:
+    """Policy, reference where it is a model apart and needed, and tokenizer."""
+    model = setup.policy(model, args, quantization_config)
+    tokenizer = setup.tokenizer(processing_class, model, args)
+    setup.set_pad_token(tokenizer, model, args)
+    model = setup.with_adapter(model, peft, args)
+    reference = None
+    if args.beta != 0:
+        reference = reference_model(model, None, peft is not None, asked_once=False)
+    if args.disable_dropout:
+        setup.disable_dropout(model, reference)
+    return model, reference, tokenizer
+
+
+def check_prompts(
+    dataset: Any, tokenizer: PreTrainedTokenizerBase, model: nn.Module, args: OnlineConfig
+) -> None:
+    """Refuse prompts the model has no room for, judged by the longest ones; no stream is read.
+
+    Raises:
+        ValueError: naming the row.
+    """
+    if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names:
+        return
+    column = dataset.with_format("arrow")["prompt"]
+    chunks = column.combine_chunks() if hasattr(column, "combine_chunks") else column[:]
+    conversational = is_conversational(dataset[0])
+    if conversational:
+        length = np.asarray([len(str(prompt)) for prompt in dataset["prompt"]])
+    else:
+        length = np.asarray(pc.utf8_length(chunks).fill_null(0))
+    for row in np.argsort(-length, kind="stable")[:_LONGEST_LOOKED_AT].tolist():
+        prompt = dataset[row]["prompt"]
+        if not isinstance(prompt, str | list):
+            raise ValueError(
+                f"train_dataset row {row}: prompt must be a text or a list of messages, got "
+                f"{type(prompt).__name__}"
+            )
+        if conversational:
+            made: Any = tokenizer.apply_chat_template(
+                prompt,
+                add_generation_prompt=True,
+                return_dict=True,
+                **(args.chat_template_kwargs or {}),
+            )
+            ids = made["input_ids"]
+        else:
+            ids = tokenizer(prompt)["input_ids"]
+        try:
+            refuse_prompts(door.find(model)[0], [ids])
+        except ValueError as error:
+            raise ValueError(f"train_dataset row {row}: {error}") from None
+
+
+def reward_weights(given: Sequence[float] | None, names: Sequence[str]) -> torch.Tensor:
+    """(K,) fp32 weights, 1 each by default.
+
+    Raises:
+        ValueError: for another number of weights than functions.
+    """
+    if given is None:
+        return torch.ones(len(names))
+    if len(given) != len(names):
+        raise ValueError(
+            f"reward_weights has {len(given)} entries for {len(names)} reward_funcs "
+            f"({', '.join(names)}); give one each"
+        )
+    return torch.tensor(given, dtype=torch.float32)
+
+
+def require_apart(reference: nn.Module | None) -> None:
+    """Refuse to move a reference that is the policy without its adapter.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if reference is None:
+        raise ValueError(
+            "sync_ref_model needs a reference apart from the policy; an adapter's is the model "
+            "itself without it"
+        )
+
+
+def spans_of(inputs: Mapping[str, torch.Tensor], ids: torch.Tensor) -> Spans:
+    """Where answers lie in ids (B, P + C): as known from when they were drawn, or by their masks."""
+    known = inputs.spans if isinstance(inputs, Batch) else None
+    if known is not None and known.shape == tuple(ids.shape):
+        return known
+    counted = inputs["completion_mask"]
+    if "tool_mask" in inputs:
+        counted = counted * inputs["tool_mask"]
+    wanted = torch.cat([torch.zeros_like(inputs["prompt_mask"]), counted], dim=1).bool()
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    return describe({"input_ids": ids, "attention_mask": mask}, wanted)
+
+
+def answers_only(found: LogProbs, width: int) -> LogProbs:
+    """The last `width` columns (B, C), those of the answers' tokens."""
+    cut = {name: getattr(found, name)[:, -width:] for name in ("logp", "entropy", "mask")}
+    return replace(found, **cut)
+
+
+def save_rollouts(folder: Path, rank: int, micro_step: int, slices: list[Experience]) -> None:
+    """Keep what of a generation batch is still to be trained on beside a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = [
+        {**answers.__dict__, "scored": [torch.from_numpy(which) for which in answers.scored]}
+        for answers in slices
+    ]
+    torch.save({"micro_step": micro_step, "slices": held}, folder / f"rollouts_{rank}.pt")
+
+
+def load_rollouts(
+    folder: Path, rank: int, device: torch.device
+) -> tuple[int, list[Experience]] | None:
+    """What `save_rollouts` kept; None if the checkpoint has nothing of it."""
+    path = folder / f"rollouts_{rank}.pt"
+    if not path.is_file():
+        return None
+    kept = torch.load(path, map_location=device, weights_only=True)
+    slices = [
+        Experience(**{**held, "scored": [which.cpu().numpy() for which in held["scored"]]})
+        for held in kept["slices"]
+    ]
+    return kept["micro_step"], slices
