@@ -36,6 +36,8 @@ class Background:
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="fastrl-tools", daemon=True).start()
+            threading.Thread(
+                target=self._loop.run_forever, name="fastrl-tools", daemon=True
+            ).start()
             weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
         return self._loop

@@ -166,8 +166,10 @@ def joined(tools: Toolbox, environment: Any, known: dict[type, Toolbox]) -> Tool
 
 
 def _prompt(i: int, row: Mapping[str, Any]) -> list[Message]:
-    prompt = row.get("prompt", [{"role": "user", "content": ""}])
-    if not isinstance(prompt, list) or not prompt or not isinstance(prompt[-1], Mapping):
+    prompt = row.get("prompt")
+    if prompt is None:
+        return [{"role": "user", "content": ""}]
+    if not isinstance(prompt, list) or not prompt or isinstance(prompt[-1], str):
         raise TypeError(
             f"The prompt of row {i} is {prompt!r}: with environments a prompt is a list of "
             "messages, [{'role': 'user', 'content': ...}]"

@@ -207,9 +207,7 @@ class ToolLoop:
     def _room(self, row: _Row) -> int:
         """How many tokens the row may still get."""
         length = len(row.ids)
-        room = min(
-            self._max_completion - length, self._max_model - len(row.prompt_ids) - length
-        )
+        room = min(self._max_completion - length, self._max_model - len(row.prompt_ids) - length)
         return int(room)
 
     def _write(self, rows: list[_Row]) -> None:
@@ -217,9 +215,7 @@ class ToolLoop:
         prefixes = [(*row.prompt_ids, *row.ids) for row in rows]
         limits = [self._room(row) for row in rows]
         completions = self._generate(prefixes, limits)
-        for row, prefix, limit, completion in zip(
-            rows, prefixes, limits, completions, strict=True
-        ):
+        for row, prefix, limit, completion in zip(rows, prefixes, limits, completions, strict=True):
             ids = completion.token_ids
             if len(ids) > limit:
                 raise ValueError(f"generate gave {len(ids)} tokens where {limit} was the limit")

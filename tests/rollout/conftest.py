@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
+
+# Modules of cases can be imported by name.
+sys.path += [str(Path(__file__).with_name("tool_peer")), str(Path(__file__).parents[1] / "data")]
 
 VOCABULARY = 97
 SIZES = {

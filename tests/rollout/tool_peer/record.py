@@ -20,6 +20,7 @@ from tool_cases import (
     Counter,
     Writer,
     chat_tokenizer,
+    hashed,
     user,
 )
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -72,7 +73,7 @@ def record(scripts: dict[str, list[str]], rows: list[dict[str, Any]], **more: An
     metrics = trainer._metrics["train"]
     return {
         "rows": {
-            name: {"prompt": p, "completion": c, "mask": m, "messages": said}
+            name: {"prompt": hashed(p), "completion": c, "mask": m, "messages": said}
             for name, p, c, m, said in zip(
                 scripts, prompt_ids, completion_ids, mask, messages, strict=True
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -149,6 +150,9 @@ SCRIPTS = {
     "awaits": [call("fetch", key="k1") + call("fetch", key="k2") + END, "Both." + END],
     "no JSON": ["\n<tool_call>\n{add 1, 2}\n</tool_call>" + END],
     "result too long": ["x" + call("repeat", word="word", times=100) + END],
+    # 145 tokens as in "one call", less the 9 of its last message: 136 + 264 = LENGTH.
+    "result fits": ["w" * 264 + "Let me see." + call("add", a=1, b=2) + END, "No room." + END],
+    "result one too long": ["w" * 265 + "Let me see." + call("add", a=1, b=2) + END],
     "answer too long": [call("add", a=5, b=6) + END, "y" * 400 + END],
     "rounds run out": [call("add", a=k, b=k) + END for k in range(4)],
     "cut while calling": ["z" * 360 + call("add", a=1, b=2) + END],
@@ -158,6 +162,11 @@ ENVIRONMENT_SCRIPTS = {
     "adds too": [call("count", by=1) + call("add", a=1, b=1) + END, "One." + END],
 }
 GOALS = {"counts": 5, "adds too": 1}
+
+
+def hashed(ids: Any) -> str:
+    """Stands for a prompt in the record, which would be long."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
 class Writer:
