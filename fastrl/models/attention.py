@@ -9,9 +9,10 @@ runs the forward again during backward.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -65,6 +66,10 @@ class Segments:
 
     lengths: tuple[int, ...]
     after: tuple[int, ...]
+    # How many of each segment's last tokens have a hidden state that is read; None: all.
+    wanted: tuple[int, ...] | None = None
+    # How many of each segment's last tokens have a query; None: all.
+    asking: tuple[int, ...] | None = None
     windows: list[int | None] | None = None  # if a list: each layer appends its sliding window
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -78,6 +83,30 @@ class Segments:
         """How many keys each segment sees."""
         before = (0 if other < 0 else self.lengths[other] for other in self.after)
         return [length + more for length, more in zip(self.lengths, before, strict=True)]
+
+    @property
+    def query_lengths(self) -> tuple[int, ...]:
+        """How many queries each segment has."""
+        return self.lengths if self.asking is None else self.asking
+
+    @property
+    def offset(self) -> bool:
+        """Whether some segment has other keys than those of its queries."""
+        return self.shared or self.asking is not None
+
+    def of_wanted(self) -> Segments:
+        """The same keys, with queries of the wanted tokens only."""
+        return replace(self, wanted=None, asking=self.wanted, _cache={})
+
+    def kept(self, device: torch.device) -> torch.Tensor:
+        """(sum of `wanted`,) int64 places of the wanted tokens in the row."""
+        if "kept" not in self._cache:
+            wanted = self.lengths if self.wanted is None else self.wanted
+            ends = itertools.accumulate(self.lengths)
+            places = [range(end - n, end) for end, n in zip(ends, wanted, strict=True)]
+            joined = torch.tensor(list(itertools.chain.from_iterable(places)), dtype=torch.int64)
+            self._cache["kept"] = joined.to(device)
+        return self._cache["kept"]
 
     @property
     def shared(self) -> bool:
@@ -112,7 +141,7 @@ class Segments:
     def bounds(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """(segments + 1,) int32 starts of the queries and N; the same of the keys."""
         if device not in self._cache:
-            lengths = torch.tensor([self.lengths, self.key_lengths], dtype=torch.int32)
+            lengths = torch.tensor([self.query_lengths, self.key_lengths], dtype=torch.int32)
             bounds = torch.nn.functional.pad(lengths.cumsum(1, dtype=torch.int32), (1, 0))
             self._cache[device] = bounds.to(device).unbind()
         return self._cache[device]
@@ -141,21 +170,23 @@ def attend_segments(
     """Causal attention of each segment to what it sees.
 
     Args:
-        query: (1, H, N, Dh).
-        key, value: (1, Hkv, N, Dh), Hkv dividing H.
+        query: (1, H, N, Dh), of the tokens that `segments` says ask.
+        key, value: (1, Hkv, N, Dh), Hkv dividing H, of all tokens.
         scaling: factor on the scores; None means Dh ** -0.5.
         window: how many keys a query sees, itself included; None means all before it.
 
     Returns:
         (1, N, H, Dh), the layout transformers' attention functions return.
     """
-    if varlen.serves(query, key, dropout, window, segments.shared):
+    if varlen.serves(query, key, dropout, window, segments.offset):
         return _fused(query, key, value, segments, scaling, window)
     grouped = query.shape[1] != key.shape[1]
     parts = []
-    splits = (query.split(segments.lengths, dim=2), segments.keys(key), segments.keys(value))
+    splits = (query.split(segments.query_lengths, dim=2), segments.keys(key), segments.keys(value))
     for q, k, v in zip(*splits, strict=True):
         queries, keys = q.shape[2], k.shape[2]
+        if queries == 0:
+            continue
         band = None
         if queries != keys or (window is not None and window < keys):
             band = segments.band(queries, keys, window, q.device)
@@ -181,7 +212,7 @@ def _fused(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    longest = (max(segments.lengths), max(segments.key_lengths))
+    longest = (max(segments.query_lengths), max(segments.key_lengths))
     if segments.shared:
         key, value = (torch.cat(segments.keys(tensor), dim=2) for tensor in (key, value))
     bounds = segments.bounds(query.device)

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from fastrl.models import activations, attention, door, layout, trial
+from fastrl.models import activations, attention, door, last_layer, layout, trial
 from fastrl.models.layout import Batch, Layout
 from fastrl.models.spans import Places, places
 from fastrl.types import Shared, Tokens
@@ -36,6 +36,8 @@ class Plan:
     head_reason: str | None = None  # why the head is not used by itself
     shares_prefix: bool = False  # what spans begin with alike is fed once
     prefix_reason: str | None = None  # why not, though packed
+    trims: bool = False  # the last layer leaves out what no score depends on
+    trim_reason: str | None = None  # why not, though packed
 
 
 class Subject(Protocol):
@@ -150,6 +152,12 @@ class _Trial:
         given = layout.packed(tokens, share=True, spans=self.subject.places(tokens))
         self.agree(self.scores(given, head, gradient=True), alone)
 
+    def trimmed_agree(self, head: door.Head | None, alone: Scores) -> None:
+        """Raise unless rows whose last layer computes what is scored give what they give alone."""
+        last_layer.install(self.model)
+        given = layout.packed(self.tokens, trim=True, spans=self.subject.places(self.tokens))
+        self.agree(self.scores(given, head, gradient=True), alone)
+
     def counts_pads(self, alone: Scores) -> bool:
         """Whether two pads before row 0 change its scores when no positions are given."""
         row = trial.row_of(self.tokens, 0)
@@ -201,9 +209,10 @@ def examine(model: PreTrainedModel, subject: Subject) -> Plan:
         reason = _failure(lambda: tried.packed_agree(head, alone))
         if reason is not None:
             attention.disable(model.config)
-        prefix_reason = None
+        prefix_reason = trim_reason = None
         if reason is None:
             prefix_reason = _failure(lambda: tried.shared_agree(head, alone))
+            trim_reason = _failure(lambda: tried.trimmed_agree(head, alone))
     return Plan(
         packed=reason is None,
         head=head,
@@ -214,6 +223,8 @@ def examine(model: PreTrainedModel, subject: Subject) -> Plan:
         head_reason=head_reason,
         shares_prefix=reason is None and prefix_reason is None,
         prefix_reason=prefix_reason,
+        trims=reason is None and trim_reason is None,
+        trim_reason=trim_reason,
     )
 
 

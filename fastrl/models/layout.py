@@ -80,12 +80,18 @@ def _wanted(tokens: Tokens) -> torch.Tensor:
     return (tokens.ids if tokens.targets is None else tokens.targets).reshape(-1)
 
 
-def _pack(tokens: Tokens, spans: Places, laid: Stretches) -> tuple[Batch, torch.Tensor, np.ndarray]:
+def _pack(
+    tokens: Tokens, spans: Places, laid: Stretches, trim: bool
+) -> tuple[Batch, torch.Tensor, np.ndarray]:
     columns = tokens.ids.shape[1]
     tails = np.setdiff1d(np.arange(len(laid.span)), laid.after)  # no beginning shared by others
     owners = laid.span[tails]
     base = np.zeros_like(spans.row)  # where a span's first token is, or would be, in the row
     base[owners] = (laid.start - laid.first)[tails]
+    wanted = None
+    if trim:
+        unread = np.clip(spans.first[laid.span] - laid.first, 0, laid.count)
+        wanted = tuple((laid.count - unread).tolist())
     chosen = _Chosen.of(spans, owners)
     device = tokens.ids.device
     source, positions, rows, targets, frame = _to_device(
@@ -102,7 +108,7 @@ def _pack(tokens: Tokens, spans: Places, laid: Stretches) -> tuple[Batch, torch.
         "position_ids": positions[None],
         # A mask that is 4-D already is passed through by every mask function; ours never reads it.
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
-        "fastrl_segments": Segments(tuple(laid.count.tolist()), tuple(laid.after.tolist())),
+        "fastrl_segments": Segments(tuple(laid.count.tolist()), tuple(laid.after.tolist()), wanted),
         "use_cache": False,
     }
     lengths = np.repeat(spans.length[laid.span], laid.count)[None]
@@ -114,6 +120,7 @@ def packed(
     max_tokens: int | None = None,
     share: bool = False,
     whole: bool = False,
+    trim: bool = False,
     spans: Places | None = None,
 ) -> Layout:
     """Spans end to end, without padding. What no score depends on is not fed.
@@ -124,6 +131,7 @@ def packed(
             batch.
         share: feed what `tokens.shared` names once.
         whole: feed every token, even those no score depends on.
+        trim: tell the last layer before which token of each span nothing is scored.
         spans: other places than those `tokens.scored` names.
     """
     spans = places(tokens) if spans is None else spans
@@ -131,7 +139,7 @@ def packed(
     if not fed.any():
         fed[0] = 1  # the result stays connected to the parameters
     laid = stretches(spans, fed, tokens.shared if share else (), max_tokens)
-    batches, frames, owners = zip(*(_pack(tokens, spans, row) for row in laid), strict=True)
+    batches, frames, owners = zip(*(_pack(tokens, spans, row, trim) for row in laid), strict=True)
     return Layout(batches, torch.cat(frames), np.concatenate(owners))
 
 

@@ -108,7 +108,8 @@ def logprobs(
     if plan.packed and not own_forward:
         limit = None if torch.is_grad_enabled() else PACK_TOKENS.get(tokens.ids.device.type, 8192)
         share = plan.shares_prefix and not routed and not noise.active(instance)
-        places = layout.packed(tokens, limit, share, whole=routed)
+        trim = plan.trims and not routed
+        places = layout.packed(tokens, limit, share, whole=routed, trim=trim)
     else:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads)
     head = None if own_forward else plan.head

@@ -141,7 +141,7 @@ def rewards(model: nn.Module, tokens: Tokens, pooled: Sequence[int]) -> torch.Te
     elif plan.packed:
         limit = None if torch.is_grad_enabled() else PACK_TOKENS.get(tokens.ids.device.type, 8192)
         share = plan.shares_prefix and not noise.active(instance)
-        places = layout.packed(tokens, limit, share, spans=chosen)
+        places = layout.packed(tokens, limit, share, trim=plan.trims, spans=chosen)
     else:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads, spans=chosen)
     found = model(fastrl_request=Request(places.batches, plan.head is None))
