@@ -97,8 +97,10 @@ def test_adapters_equal_plain_calls(
     mine = grads(model)
     torch.testing.assert_close(got.logp, truth.logp, **CLOSE)
     assert mine.keys() == theirs.keys()
+    # Llama's norms are fp32 in any model, and their backward rounds once per run of the last layer.
+    close = {"rtol": 1e-6, "atol": 1e-8} if family == "gpt2" else {"rtol": 2e-5, "atol": 2e-6}
     for name, want in theirs.items():
-        torch.testing.assert_close(mine[name], want, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(mine[name], want, **close)
     with model.disable_adapter():
         off = logprobs(model, rows)
         torch.testing.assert_close(off.logp, separately(model, rows).logp, **CLOSE)
