@@ -95,3 +95,22 @@ def silent() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
+
+
+@pytest.fixture
+def fake_vllm(monkeypatch: Any, tmp_path: Path) -> Any:
+    """fake_vllm(version="0.31.0"): installs the stand-in as that version, and gives its module."""
+
+    def install(version: str = "0.31.0") -> Any:
+        monkeypatch.syspath_prepend(str(Path(__file__).parent / "fake_vllm"))
+        facts = tmp_path / "site" / f"vllm-{version}.dist-info"
+        facts.mkdir(parents=True, exist_ok=True)
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(str(facts.parent))
+        import vllm
+
+        return vllm
+
+    yield install
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+        del sys.modules[name]
