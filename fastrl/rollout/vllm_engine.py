@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fastrl.models import door
-from fastrl.rollout import vllm_weights
+from fastrl.rollout import vllm_randomness, vllm_weights
 from fastrl.rollout.completion import Completion, Request
 from fastrl.rollout.sampling import Sampling
 from fastrl.rollout.vllm_settings import Draws, Settings, assembled, calls, probe
@@ -27,8 +27,8 @@ BATCHED_TOKENS = 4096
 class Colocated:
     """An `Answerer`: vLLM's engine beside the trainer, one copy for each tensor-parallel group.
 
-    vLLM draws from a generator of its own, seeded by rank: a request's seeds say how many answers
-    it wants, and not which.
+    The draws of a call follow from the seeds of all its requests together, not of each alone: the
+    same call gives the same answers, as far as vLLM computes the same in another batch.
 
     Args:
         model: the policy, with adapters and wrappers if it has any; vLLM reads its configuration
@@ -74,7 +74,7 @@ class Colocated:
         self._without_weights = False
         self._without_cache = False
         self._group = _group(accelerator, parallel)
-        with _launched(accelerator):
+        with _launched(accelerator), vllm_randomness.put_aside(accelerator.device):
             self._llm: Any = importlib.import_module("vllm").LLM(
                 model=source,
                 tensor_parallel_size=parallel,
@@ -137,7 +137,9 @@ class Colocated:
             return [() for _ in requests]
         prompts = [{"prompt_token_ids": list(requests[call.request].prompt_ids)} for call in asked]
         params = [draws.params(call.count, call.limit) for call in asked]
-        outputs = self._llm.generate(prompts, sampling_params=params, use_tqdm=False)
+        seed = vllm_randomness.seed_of(requests)
+        with vllm_randomness.put_aside(self._accelerator.device, seed):
+            outputs = self._llm.generate(prompts, sampling_params=params, use_tqdm=False)
         made = [
             [
                 draws.completion(o.token_ids, o.logprobs.logprobs, o.finish_reason, o.stop_reason)

@@ -139,7 +139,8 @@ class _Whole:
         tensor = parameter.detach()
         if isinstance(tensor, DTensor):
             on_host = tensor.device.type == "cpu" and self.device.type != "cpu"
-            return (tensor.to(self.device) if on_host else tensor).full_tensor()
+            here: Any = tensor.to(self.device) if on_host else tensor
+            return here.full_tensor()
         return tensor.clone() if self.passing else tensor
 
 
@@ -177,8 +178,9 @@ def _collected(
         yield from _collected(vllm_adapters.chosen(module), path, True, full)
         return
     kept = module._buffers.keys() - module._non_persistent_buffers_set
-    buffers = {name: module._buffers[name] for name in module._buffers if name in kept}
-    for name, tensor in {**module._parameters, **buffers}.items():
+    held: dict[str, torch.Tensor | None] = dict(module._parameters)
+    held |= {name: buffer for name, buffer in module._buffers.items() if name in kept}
+    for name, tensor in held.items():
         if tensor is not None:
             yield _joined(path, name), full(tensor)
     if whole:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import random
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -320,6 +322,43 @@ def test_without_sleep_mode_it_does_not_sleep(colocated):
     engine.sleep()
     engine.answers(REQUESTS)
     assert llm.log == ["generate"]
+
+
+def draws():
+    return random.random(), int(np.random.randint(2**31)), torch.rand(()).item()
+
+
+def seeded(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def test_training_draws_as_if_vllm_were_not_there(colocated):
+    seeded(11)
+    want = [draws() for _ in range(3)]
+    seeded(11)
+    got = [draws()]
+    engine, _ = colocated()
+    got.append(draws())
+    engine.answers(REQUESTS)
+    got.append(draws())
+    assert got == want
+
+
+def test_draws_follow_from_the_seeds(colocated):
+    engine, llm = colocated()
+    engine.answers(REQUESTS)
+    seeded(99)
+    engine.answers(REQUESTS)
+    first, second = REQUESTS
+    engine.answers([first, Request(second.prompt_ids, (5,), second.limits)])
+    engine.answers([second, first])
+    same, again, other, turned = llm.drew
+    assert same == again
+    assert len({same, other, turned}) == 3
+    for one in zip(same, other, strict=True):
+        assert one[0] != one[1]
 
 
 def test_close(colocated):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from vllm.logprobs import FlatLogprobs
@@ -83,6 +85,10 @@ class LLM:
             **kwargs,
         }
         self.environment = {name: os.environ[name] for name in LAUNCHER}
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        self.drew: list[tuple[float, int, float]] = []
         self.log: list[Any] = []
         self.asked: list[tuple[list[int], SamplingParams]] = []
         self.weights: dict[str, torch.Tensor] = {"first": torch.zeros(1)}
@@ -104,6 +110,7 @@ class LLM:
         assert self.weights, "no weights were loaded since it slept"
         assert len(prompts) == len(sampling_params)
         self.log.append("generate")
+        self.drew.append((random.random(), int(np.random.randint(2**31)), torch.rand(()).item()))
         outputs = []
         for prompt, params in zip(prompts, sampling_params, strict=True):
             ids = prompt["prompt_token_ids"]
