@@ -153,8 +153,7 @@ class GRPOTrainer(OnlineTrainer):
         )
         flat = torch.isclose(deviation, torch.zeros_like(deviation))
         self.host_metrics.add("frac_reward_zero_std", float(flat.float().mean()))
-        first = self.accelerator.process_index * len(answers)
-        found["advantages"] = advantages[first : first + len(answers)].to(args.device)
+        found["advantages"] = self._collecting.own_rows(advantages, len(answers)).to(args.device)
         answers = answers.with_tensors(**found)
         return self._corrected(answers) if self._corrects else answers
 
@@ -238,14 +237,10 @@ class GRPOTrainer(OnlineTrainer):
         if self._rewards_entropy:
             loss = loss - self._entropy_bonus(inputs, scores, answers)
         if scores.aux_loss is not None:
-            loss = loss + coefficient * scores.aux_loss / self._accumulation
+            loss = loss + coefficient * scores.aux_loss / self.accumulation
             self.metrics.mean("aux_loss", scores.aux_loss)
         self._slice_metrics.flush(self.metrics)
         return self.checked(loss)
-
-    @property
-    def _accumulation(self) -> int:
-        return self.current_gradient_accumulation_steps if self.model.training else 1
 
     def _answers(self, inputs: Batch, scores: LogProbs) -> Answers:
         """What the loss sees."""
@@ -284,7 +279,7 @@ class GRPOTrainer(OnlineTrainer):
         if answers.kept is None:
             mean = weighted_sum(entropy, inputs["entropy_weights"])
         else:
-            mean = entropy.sum() / learnt.sum().clamp(min=1) / self._accumulation
+            mean = entropy.sum() / learnt.sum().clamp(min=1) / self.accumulation
         acts = not args.use_adaptive_entropy or self._last_entropy <= args.entropy_target
         coefficient = self.entropy_coef if acts else 0.0
         if self.model.training:
@@ -339,7 +334,7 @@ class GRPOTrainer(OnlineTrainer):
         mean, of those normalised by the generation batch the part of the step's loss."""
         loss = found.loss.detach().sum(1) * inputs["loss_weights"]
         if LOSSES[self.args.loss_type].weight is not per_generation_token:
-            loss = loss * self._accumulation
+            loss = loss * self.accumulation
         of = inputs["slices"]
         once = inputs["entropy_weights"].new_ones(len(of)) / inputs["slice_rows"]
         self._slice_metrics.ratio("policy_loss", loss, once, of)

@@ -108,18 +108,27 @@ def mean_over_answer(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def clipped_surrogate(
-    ratio: torch.Tensor, advantage: torch.Tensor, below: float, above: float
+    ratio: torch.Tensor,
+    advantage: torch.Tensor,
+    below: float,
+    above: float,
+    delta: float | None = None,
 ) -> torch.Tensor:
-    """-min(r A, clip(r, 1 - below, 1 + above) A), PPO's (arXiv 1707.06347, equation 7)."""
+    """-min(r A, clip(r, 1 - below, 1 + above) A), PPO's (arXiv 1707.06347, equation 7).
+
+    With delta the first r is min(r, delta), which bounds the loss where A < 0 (two-sided clipping,
+    arXiv 2505.07291, equation 1).
+    """
     clipped = ratio.clamp(1 - below, 1 + above)
-    return -torch.minimum(ratio * advantage, clipped * advantage)
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    return -torch.minimum(bounded * advantage, clipped * advantage)
 
 
 def _clipped(a: Answers, s: Settings) -> tuple[torch.Tensor, Figures]:
     ratio = a.ratio(s.importance_sampling_level)
+    loss = clipped_surrogate(ratio, a.advantage, s.epsilon, s.above, s.delta)
     if s.delta is not None:
-        ratio = ratio.clamp(max=s.delta)  # two-sided clipping, arXiv 2505.07291, equation 1
-    loss = clipped_surrogate(ratio, a.advantage, s.epsilon, s.above)
+        ratio = ratio.clamp(max=s.delta)  # as TRL counts what is clipped
     low = (ratio < 1 - s.epsilon) & (a.advantage < 0)
     high = (ratio > 1 + s.above) & (a.advantage > 0)
     return loss, {"clipped_low": low, "clipped_high": high, "clipped": low | high}

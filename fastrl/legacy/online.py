@@ -44,6 +44,20 @@ GRPO_FIELDS: Table = {
     "use_liger_loss": Ignored("the loss is always computed without keeping the logits"),
 }
 
+# TRL 0.11's took (config, tokenizer, policy, ref_policy, reward_model, train_dataset, …).
+RLOO = LegacyInit(
+    order=_ORDER,
+    changes={
+        "config": Renamed("args"),
+        "data_collator": Refused("rows are taken as they are; prepare them in the dataset"),
+        "policy": Renamed("model"),
+        "ref_policy": Ignored("the reference is the model's start"),
+        "reward_model": Renamed("reward_funcs"),
+        "tokenizer": Renamed("processing_class"),
+    },
+    first="0.11",
+)
+
 RLOO_FIELDS: Table = {
     **_BOTH,
     "cliprange": Renamed("epsilon"),

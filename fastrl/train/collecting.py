@@ -77,7 +77,7 @@ class Collecting:
                 log_metric=lambda name, value: self._user_metrics[name].append(float(value)),
             )
         self._record_unscored(found)
-        return self._gathered(found.values)
+        return self.gathered(found.values)
 
     def _columns(self, rows: list[dict[str, Any]], drawn: Drawn) -> dict[str, list[Any]]:
         """What reward functions get beside the answers: the dataset's columns and a rollout's."""
@@ -87,12 +87,17 @@ class Collecting:
             columns[name] = list(given) if isinstance(given, list) else [given] * len(rows)
         return columns
 
-    def _gathered(self, values: torch.Tensor) -> torch.Tensor:
+    def gathered(self, values: torch.Tensor) -> torch.Tensor:
         """(world B, …) of every process, on the host."""
         accelerator = self._trainer.accelerator
         if accelerator.num_processes == 1:
             return values.cpu()
         return accelerator.gather(values.to(accelerator.device)).cpu()
+
+    def own_rows(self, values: torch.Tensor, count: int) -> torch.Tensor:
+        """(B, …) of this process out of (world B, …)."""
+        first = self._trainer.accelerator.process_index * count
+        return values[first : first + count]
 
     # --- tensors ---------------------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ class Collecting:
                 drawn.sampled_logp, 0.0, torch.float32, False, multiple
             )
         tokens = torch.tensor([[int(mask.sum())] for mask in counted])
-        tensors["num_items_in_batch"] = self._gathered(tokens).sum()
+        tensors["num_items_in_batch"] = self.gathered(tokens).sum()
         device = args.device
         return Experience(
             {name: tensor.to(device) for name, tensor in tensors.items()},
@@ -152,7 +157,7 @@ class Collecting:
             drawn.lengths(),
             [int(cut) for cut in self._truncated(drawn)],
         ]
-        prompts, lengths, cut = self._gathered(torch.tensor(columns).T).double().unbind(1)
+        prompts, lengths, cut = self.gathered(torch.tensor(columns).T).double().unbind(1)
         if trainer.model.training:
             trainer.state.num_input_tokens_seen += int(prompts.sum() + lengths.sum())
         trainer.host_metrics.replace("num_tokens", trainer.state.num_input_tokens_seen)
@@ -169,7 +174,7 @@ class Collecting:
     def _record_unscored(self, found: Scores) -> None:
         """How many rewards timed out or were none, where there are any."""
         counts = torch.tensor([found.timeouts, found.invalid])[None]
-        timeouts, invalid = self._gathered(counts).sum(0).tolist()
+        timeouts, invalid = self.gathered(counts).sum(0).tolist()
         for i, name in enumerate(self._rewards.names):
             if timeouts[i]:
                 self._trainer.host_metrics.add(f"rewards/{name}/timeouts", timeouts[i])
@@ -184,7 +189,7 @@ class Collecting:
         total = weighted_total(scores, trainer.reward_weights)
         add("reward", float(total.nanmean()))
         add("reward_std", deviation(total))
-        advantages = self._gathered(answers.tensors["advantages"].cpu())
+        advantages = self.gathered(answers.tensors["advantages"].cpu())
         trainer._completions.add(
             drawn.prompts, drawn.completions, scores.tolist(), advantages.tolist()
         )

@@ -167,6 +167,11 @@ class OnlineTrainer(Trainer):
         """Whether rows may move between the passes of an optimizer step."""
         return self.router_aux_loss_coef == 0  # a router's loss is one of the rows it sees
 
+    @property
+    def accumulation(self) -> int:
+        """Slices of the present optimizer step; evaluation has one."""
+        return self.current_gradient_accumulation_steps if self.model.training else 1
+
     # --- log-probabilities -----------------------------------------------------------------------
 
     def scores_of(self, model: nn.Module, inputs: Batch, aux_loss: bool = False) -> LogProbs:

@@ -161,9 +161,16 @@ REWARDS = {f.__name__: f for f in (spelling, brevity, luckiness, slowness)}
 
 def give_completions(trainer: Any, script: Script) -> None:
     """Make fastrl's RLOO trainer answer by `script.answers(prompt_ids, trainer)[0]`."""
-    raise NotImplementedError("no seam for scripted completions yet")
+
+    from fastrl.rollout import Completion
+
+    def complete(prompts: list[list[int]], room: object = None) -> list[Completion]:
+        answers = script.answers(prompts, trainer)[0]
+        return [Completion(tuple(ids), None, None, "length") for ids in answers]
+
+    trainer._collecting._drawing.complete = complete
 
 
 def claim_engine(trainer: Any) -> None:
     """Make fastrl's GRPO trainer treat a rollout's log-probabilities as a vLLM engine's."""
-    raise NotImplementedError("no seam for another engine's log-probabilities yet")
+    trainer._corrects = trainer.args.vllm_importance_sampling_correction
