@@ -16,6 +16,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from fastrl.algos.kl_control import kl_controller, kl_per_token
 from fastrl.algos.ppo_batch import PPOBatch, PPOExperience
 from fastrl.algos.ppo_config import PPOConfig
+from fastrl.algos.ppo_forms import TwoForms
 from fastrl.algos.ppo_padded import Losses, PaddedPPO, Rows, entropy_from_logits
 from fastrl.algos.ppo_statistics import average_over_ranks, merge_minibatches, step_statistics
 from fastrl.models import PreTrainedModelWrapper
@@ -97,7 +98,7 @@ def ppo_loss(
     return policy_loss, config.vf_coef * value_loss, detached
 
 
-class PPOTrainer(PaddedPPO):
+class PPOTrainer(PaddedPPO, metaclass=TwoForms):
     """Classic PPO: the caller generates and scores, `step` trains. Interface of TRL 0.7.11.
 
     Args:

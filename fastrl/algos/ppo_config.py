@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 import numbers
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 from fastrl.legacy import InvalidChoice, explain_unknown_fields, warn_once
@@ -78,6 +79,31 @@ def _is_whole(value: Any, least: int) -> bool:
     return whole and int(value) >= least
 
 
+def train_form(given: Mapping[str, Any]) -> Any:
+    """A `PPOTrainConfig` of the fields, if any of them is one of its own; else None.
+
+    Raises:
+        TypeError: for fields that only the `step()` form has beside them.
+    """
+    classic = {f.name for f in fields(PPOConfig)}
+    if given.keys() <= classic:
+        return None
+    from fastrl.algos.ppo_train_config import PPOTrainConfig
+
+    known = {f.name for f in fields(PPOTrainConfig) if f.init}
+    known |= PPOTrainConfig._legacy_fields.keys()
+    asked = sorted(given.keys() & known - classic)
+    if not asked:
+        return None
+    others = sorted(given.keys() & classic - known)
+    if others:
+        raise TypeError(
+            f"PPOConfig got fields of the step() form ({', '.join(others)}) and of the train() "
+            f"form ({', '.join(asked)}); give those of one"
+        )
+    return PPOTrainConfig(**given)
+
+
 def _script_name() -> str:
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     return name[: -len(".py")]
@@ -98,10 +124,13 @@ class PPOConfig:
     while the default was 1. `optimize_cuda_cache` and `forward_batch_size` are older spellings of
     `optimize_device_cache` and `mini_batch_size`.
 
+    Called with fields that only the `train()` form has (`output_dir`, `num_ppo_epochs`, …) it makes
+    a `PPOTrainConfig`.
+
     Raises:
         ValueError: batch sizes that do not divide, a value of the wrong kind or out of its range
             or list, an old spelling that contradicts the new one.
-        TypeError: an unknown field; the message names the closest one.
+        TypeError: an unknown field; the message names the closest one. Fields of both forms.
         ImportError: `log_with="wandb"` without the package wandb.
     """
 
@@ -161,6 +190,11 @@ class PPOConfig:
         False  # left padding: count positions from a row's first token, not its pads
     )
     global_statistics: bool = False  # whiten and average over the rows of all processes
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """This class, or the `train()` form's where its fields are given."""
+        made = train_form(kwargs) if cls is PPOConfig else None
+        return super().__new__(cls) if made is None else made
 
     def __post_init__(self) -> None:
         self._take_old_spellings()
@@ -230,3 +264,7 @@ class PPOConfig:
         """All fields as one flat dict; nested dicts become `outer/inner`, empty ones vanish."""
         fields: Mapping[str, Any] = self.__dict__
         return flatten_dict(fields)
+
+
+_, *_FIELDS = inspect.signature(PPOConfig.__init__).parameters.values()
+PPOConfig.__signature__ = inspect.Signature(_FIELDS)  # `__new__` takes anything

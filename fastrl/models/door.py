@@ -28,7 +28,7 @@ _MARK = "_fastrl_door"
 _STAT_ROWS = 256  # rows of logits whose statistics are made at once
 
 
-_INNER = ("_orig_mod", "module", "_fsdp_wrapped_module", "pretrained_model")
+_INNER = ("_orig_mod", "module", "_fsdp_wrapped_module", "pretrained_model", "policy")
 
 
 def find(model: nn.Module) -> tuple[PreTrainedModel, bool]:

@@ -1,0 +1,29 @@
+"""PPOv2Trainer as it was called in TRL 0.11, and PPOTrainer in 0.12 and 0.13."""
+
+from __future__ import annotations
+
+from fastrl.legacy.binding import LegacyInit
+from fastrl.legacy.changes import Renamed
+
+PPO_TRAIN = LegacyInit(
+    order=(
+        "config",
+        "tokenizer",
+        "policy",
+        "ref_policy",
+        "reward_model",
+        "train_dataset",
+        "value_model",
+        "data_collator",
+        "eval_dataset",
+        "optimizers",
+        "callbacks",
+    ),
+    changes={
+        "config": Renamed("args"),
+        "policy": Renamed("model"),
+        "ref_policy": Renamed("ref_model"),
+        "tokenizer": Renamed("processing_class"),
+    },
+    first="0.11",
+)
