@@ -44,8 +44,6 @@ async def _together(calls: Sequence[Awaitable[Any]], limit: float | None) -> lis
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         done, _ = await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()  # raises what it raised
         return [task.result() if task in done else TIMEOUT for task in tasks]
     finally:
         unfinished = [task for task in tasks if not task.done()]

@@ -215,8 +215,8 @@ class RewardFunctions:
             names = ", ".join(self.names[k] for k in self._asynchronous)
             raise RuntimeError(
                 f"asynchronous reward functions ({names}): one of them kept the event loop for "
-                f"itself beyond timeout={self._timeout}; await what takes long, or define it "
-                "without async, and it runs in a process of its own"
+                f"itself beyond reward_timeout={self._timeout}; await what takes long, or define "
+                "it without async, and it runs in a process of its own"
             )
         found = {}
         for k, given in zip(self._asynchronous, returned, strict=True):

@@ -86,7 +86,7 @@ def _main_of(name: str) -> tuple[str | None, str | None]:
     if path is None or not Path(path).is_file():
         raise ValueError(
             f"reward function {name!r} is defined in a notebook or an interactive session, which a "
-            "worker process cannot import; put it into a .py file and import it, or leave timeout "
+            "worker process cannot import; put it into a .py file and import it, or leave "
             "unset"
         )
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def _main_of(name: str) -> tuple[str | None, str | None]:
         raise ValueError(
             f"reward function {name!r} is defined in {path}, which a worker process would run from "
             "its start; put what trains under `if __name__ == '__main__':`, or the function into "
-            "a module of its own, or leave timeout unset"
+            "a module of its own, or leave reward_timeout unset"
         )
     if spec is not None:
         return None, spec.name
@@ -107,9 +107,9 @@ def _home(name: str, function: Callable[..., Any]) -> _Home:
         pickled = pickle.dumps(function)
     except Exception as error:  # pickle raises whatever it stumbles on
         raise ValueError(
-            f"reward function {name!r} cannot be sent to a worker process, in which timeout runs "
-            f"it: {error}. Define it at the top of a module, not inside another function and not "
-            "as a lambda, or leave timeout unset"
+            f"reward function {name!r} cannot be sent to a worker process, where reward_timeout "
+            f"has it run: {error}. Define it at the top of a module, not inside another function "
+            "and not as a lambda, or leave reward_timeout unset"
         ) from error
     if b"__main__" not in pickled:
         return _Home(name, pickled)
@@ -130,8 +130,8 @@ def pack(keywords: dict[str, Any]) -> bytes:
                 pickle.dumps(given)
             except Exception as error:
                 raise ValueError(
-                    f"{name!r} cannot be sent to worker processes, in which timeout runs reward "
-                    f"functions: {error}. Remove that column, or leave timeout unset"
+                    f"{name!r} cannot be sent to worker processes, where reward_timeout has reward "
+                    f"functions run: {error}. Remove that column, or leave reward_timeout unset"
                 ) from error
         raise
 
@@ -171,7 +171,7 @@ class Worker:
 
     def __init__(self, name: str, function: Callable[..., Any], limit: float) -> None:
         if os.name != "posix":
-            raise ValueError("timeout needs a POSIX system, such as Linux; leave it unset here")
+            raise ValueError("reward_timeout needs a POSIX system, e.g. Linux; leave it unset here")
         self._name = name
         self._home = _home(name, function)
         self._limit = limit
@@ -293,18 +293,19 @@ def serve(handle: int) -> None:
     """The worker's side: load the function, then answer calls until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    with Connection(handle) as pipe:
+    gone = contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError)
+    with Connection(handle) as pipe, gone:
         os.set_inheritable(handle, False)
+        message = pipe.recv_bytes()
         try:
-            sys.argv[:], home = pickle.loads(pipe.recv_bytes())
+            sys.argv[:], home = pickle.loads(message)
             function = _loaded(home)
         except Exception as error:
             pipe.send_bytes(_failed(error))
             return
         pipe.send_bytes(_begun())
-        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            while True:
-                _answer(home.name, function, pipe)
+        while True:
+            _answer(home.name, function, pipe)
 
 
 def _leave_with(parent: int) -> None:

@@ -556,6 +556,21 @@ def test_exceptions_come_back_with_their_traceback(run):
         run([away.raise_picky], 30.0)
 
 
+def test_an_answer_nobody_took_is_not_that_of_the_next_call(run):
+    def fails_once(completions, **kwargs):
+        if completions is ROWS:
+            raise KeyboardInterrupt
+        return [0.0] * len(completions)
+
+    fails_once.in_process = True
+    functions = RewardFunctions([fails_once, away.lengths], 30.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(functions)
+    found = run(functions, completions=["dddd", "eeeee", "ffffff"])
+    assert values(found)[1] == [4.0, 5.0, 6.0]
+    functions.close()
+
+
 def test_what_cannot_be_sent_is_named(run):
     with pytest.raises(ValueError, match=r"'handle' cannot be sent to worker processes"):
         run([away.lengths], 30.0, handle=[threading.Lock()] * 3)
