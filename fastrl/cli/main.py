@@ -12,7 +12,7 @@ import fastrl
 # Modules with `HELP`, `add_arguments` and `run`, imported when the command line is read.
 TOOLS = {"env": "fastrl.cli.env", "plot": "fastrl.cli.plot"}
 # Modules with `HELP`, `make_parser` and `main`; they may start several processes.
-TRAINING = ("sft", "dpo", "kto", "reward", "ppo")
+TRAINING = ("sft", "dpo", "kto", "reward", "grpo", "rloo", "ppo")
 
 
 def _parser() -> argparse.ArgumentParser:

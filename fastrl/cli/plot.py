@@ -20,6 +20,9 @@ PANELS = 6
 FIRST = (
     "loss",
     "reward",
+    "reward_std",
+    "completions/mean_length",
+    "frac_reward_zero_std",
     "rewards/margins",
     "rewards/accuracies",
     "accuracy",

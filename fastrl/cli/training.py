@@ -31,13 +31,14 @@ def parser_for(
     about: str,
     subparsers: Any = None,
     prog: str | None = None,
+    script: type = ScriptArguments,
 ) -> TrlParser:
     """A parser of script, training (one dataclass or more), model and mixture options.
 
     It stands alone, or below `subparsers` as the command `name`.
     """
     configs = [config] if isinstance(config, type) else config
-    types = (ScriptArguments, *configs, ModelConfig, DatasetMixtureConfig)
+    types = (script, *configs, ModelConfig, DatasetMixtureConfig)
     if subparsers is not None:
         return subparsers.add_parser(name, help=about, dataclass_types=types)
     return TrlParser(

@@ -136,6 +136,8 @@ def flags(tiny, out, rows, *more):
         ("dpo", "pairs", "lm", "DPOTrainer"),
         ("kto", "answers", "lm", "KTOTrainer"),
         ("reward", "pairs", "judge", "RewardTrainer"),
+        ("grpo", "prompts", "lm", "GRPOTrainer"),
+        ("rloo", "prompts", "lm", "RLOOTrainer"),
     ],
 )
 def test_training_commands_train(tiny, tmp_path, monkeypatch, command, rows, model, trainer):
@@ -145,11 +147,20 @@ def test_training_commands_train(tiny, tmp_path, monkeypatch, command, rows, mod
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
     before = torch.cat([p.flatten() for p in load(tiny / model).parameters()])
     words = flags(tiny, tmp_path, rows, "--model_name_or_path", str(tiny / model))
+    if command in ("grpo", "rloo"):
+        words += ["--reward_model_name_or_path", str(tiny / "judge"), "--num_generations", "2"]
+        words += ["--reward_funcs", "think_format_reward", "tests.cli.test_training.shortness"]
+        words += ["--max_completion_length", "4"]
     assert main([command, *words]) == 0
     assert [row["step"] for row in log_of(tmp_path) if "loss" in row] == [1, 2]
     after = torch.cat([p.flatten() for p in load(tmp_path).parameters()])
     assert after.shape == before.shape and not torch.equal(after, before)
     assert main(["plot", str(tmp_path)]) == 0
+
+
+def shortness(completions: list[str], **_: object) -> list[float]:
+    """A reward function for `--reward_funcs tests.cli.test_training.shortness`."""
+    return [-float(len(text)) for text in completions]
 
 
 def load(folder: Path) -> torch.nn.Module:

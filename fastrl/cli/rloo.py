@@ -1,0 +1,33 @@
+"""`fastrl rloo`: reinforcement on answers against the mean of the others (RLOO)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import fastrl
+
+HELP = "reinforcement on answers against the mean of the others (RLOO)"
+
+
+def make_parser(subparsers: Any = None, prog: str | None = None) -> Any:
+    """The command's parser: options of script and rewards, training, model and mixture."""
+    from fastrl.cli.rewarded import RewardedArguments
+    from fastrl.cli.training import parser_for
+
+    return parser_for(fastrl.RLOOConfig, "rloo", HELP, subparsers, prog, RewardedArguments)
+
+
+def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
+    """Train as the options say."""
+    from fastrl.cli.rewarded import rewarded_arguments
+    from fastrl.cli.training import fit
+
+    arguments = rewarded_arguments(script_args, training_args, model_args, dataset_args)
+    fit(fastrl.RLOOTrainer(**arguments), script_args)
+
+
+if __name__ == "__main__":
+    from fastrl.cli.launch import run
+
+    sys.exit(run("rloo", sys.argv[1:]))
