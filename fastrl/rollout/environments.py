@@ -53,6 +53,7 @@ class Environments:
         tools: functions that every row has beside its environment's methods.
 
     Attributes:
+        named: whether a row says in its column `environment` which one it is for.
         tools: all tools there are, of every environment.
         rewards: a name and a reward function for each class that has `get_reward`: called with
             `environments=` it gives their rewards, None for one of another class.
@@ -67,7 +68,7 @@ class Environments:
         factory: Factory | Mapping[str, Factory],
         tools: Sequence[Callable[..., Any]] = (),
     ) -> None:
-        self._named = isinstance(factory, Mapping)
+        self.named = isinstance(factory, Mapping)
         self._factories: dict[str | None, Factory] = (
             dict(factory) if isinstance(factory, Mapping) else {None: factory}
         )
@@ -111,12 +112,12 @@ class Environments:
             taken[name] += 1
         conversations = []
         for environment, row, prompt in zip(environments, rows, prompts, strict=True):
-            columns = {k: v for k, v in row.items() if not (self._named and k == "environment")}
+            columns = {k: v for k, v in row.items() if not (self.named and k == "environment")}
             conversations.append(_observed(prompt, environment.reset(**columns)))
         return environments, conversations
 
     def _name(self, i: int, row: Mapping[str, Any]) -> str | None:
-        if not self._named:
+        if not self.named:
             return None
         name = row.get("environment")
         if name not in self._factories:

@@ -16,7 +16,7 @@ from fastrl.data.chat import render, tokenizer_of
 from fastrl.data.templates import is_chat_template_prefix_preserving, supports_tool_calling
 from fastrl.data.tokenize import Encoder
 from fastrl.data.training_template import get_training_chat_template
-from fastrl.rollout.background import Background
+from fastrl.rewards.event_loop import EventLoop
 from fastrl.rollout.completion import Completion
 from fastrl.rollout.environments import joined
 from fastrl.rollout.messages import MessageReader
@@ -133,7 +133,7 @@ class ToolLoop:
         self._options = {**(chat_template_kwargs or {}), "chat_template": self.chat_template}
         self._reader = MessageReader(tokenizer, **self._options)
         self._encoder = Encoder(tokenizer)
-        self._background = Background()
+        self._loop = EventLoop()
         self._of_kinds: dict[type, Toolbox] = {}
         self._added = set(self._tokenizer.get_added_vocab().values())
         self._no_arguments: Any = {}
@@ -227,7 +227,7 @@ class ToolLoop:
     def _answer(self, rows: list[_Row]) -> list[_Row]:
         """Call what the rows ask for; those whose results fit have them now and come back."""
         calls = [(row.tools, call) for row in rows for call in row.pending]
-        answers = iter(answer_calls(calls, self._background))
+        answers = iter(answer_calls(calls, self._loop))
         results = []
         for row in rows:
             of_row = list(itertools.islice(answers, len(row.pending)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import get_json_schema
 
-from fastrl.rollout.background import Background
+from fastrl.rewards.event_loop import EventLoop
 
 Message = dict[str, Any]
 
@@ -80,7 +80,7 @@ def toolbox(tools: Sequence[Callable[..., Any]]) -> Toolbox:
 
 
 def answer_calls(
-    calls: Sequence[tuple[Toolbox, Mapping[str, Any]]], background: Background
+    calls: Sequence[tuple[Toolbox, Mapping[str, Any]]], loop: EventLoop
 ) -> list[tuple[Message, bool]]:
     """The tool message of each call, and whether the call failed.
 
@@ -91,17 +91,17 @@ def answer_calls(
     Args:
         calls: the row's tools and an entry of its message's `tool_calls`, with the arguments as a
             mapping or as JSON.
-        background: where coroutines run.
+        loop: where coroutines run.
 
     Raises:
         ValueError: a tool gave an image or another block that is no text.
     """
     results = [_begun(tools, call) for tools, call in calls]
     waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
-    for i, result in zip(
-        waiting, background.run([_settled(results[i]) for i in waiting]), strict=True
-    ):
-        results[i] = result
+    if waiting:
+        running = loop.start([_settled(results[i]) for i in waiting], None)
+        for i, result in zip(waiting, running.result(), strict=True):
+            results[i] = result
     return [
         (_message(_name_of(call), result), isinstance(result, _Failure))
         for (_, call), result in zip(calls, results, strict=True)

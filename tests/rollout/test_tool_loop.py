@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +194,6 @@ def test_coroutines_of_a_round_run_together_on_one_loop_even_within_another():
     assert (x.messages[1]["content"], y.messages[1]["content"]) == ("a", "{'error': \"'b'\"}")
     assert (x.failures, y.failures) == (0, 1)
     assert len(set(loops)) == 1
-    threads = [t for t in threading.enumerate() if t.name == "fastrl-tools"]
-    assert all(t.daemon for t in threads)
 
 
 def test_logp_that_is_not_known_is_none():
@@ -268,7 +265,7 @@ COUNTING = TEMPLATE.replace(
 
 
 def test_a_template_that_changes_earlier_turns_is_replaced():
-    assert FORGETFUL != TEMPLATES["qwen"][0]
+    assert TEMPLATES["qwen"][0] != FORGETFUL
     tokenizer = chat_tokenizer(template=FORGETFUL)
     loop, _ = loop_of({"ask": [call("add", a=1, b=2) + END, "3" + END]}, tokenizer=tokenizer)
     assert loop.chat_template is not None
@@ -284,6 +281,19 @@ def test_a_template_that_nothing_mends_is_refused():
     assert COUNTING != TEMPLATE
     with pytest.raises(ValueError, match="template"):
         loop_of({}, tokenizer=chat_tokenizer(template=COUNTING))
+
+
+def test_a_turn_that_changes_when_its_result_comes_is_shown():
+    moody = TEMPLATE.replace(
+        "message.role + '\n' + message.content",
+        "message.role + ('!' if messages[-1].content == '3' else '') + '\n' + message.content",
+    )
+    assert moody != TEMPLATE
+    written = [call("add", a=1, b=k) + END for k in (1, 2)]
+    loop, generate = loop_of({"ask": written}, tokenizer=chat_tokenizer(template=moody))
+    with pytest.raises(ValueError, match=r"(?s)<\|im_start\|>assistant\n.*With:.*assistant!\n"):
+        loop.run([user("ask")])
+    assert len(generate.asked) == 2  # the first result, 2, was well
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tool_cases import END, TEMPLATE, Counter, add, chat_tokenizer, fetch, user
 
-from fastrl.rollout.background import Background
+from fastrl.rewards.event_loop import EventLoop
 from fastrl.rollout.environments import Environments, tool_methods
 from fastrl.rollout.messages import MessageReader
 from fastrl.rollout.tools import answer_calls, toolbox
@@ -32,7 +32,7 @@ def asks(name: str, arguments: Any, **more: Any) -> dict[str, Any]:
 
 def answered(*calls: dict[str, Any], tools: Any = (add, fetch)) -> list[tuple[Any, bool]]:
     box = toolbox(tools)
-    answers = answer_calls([(box, call) for call in calls], Background())
+    answers = answer_calls([(box, call) for call in calls], EventLoop())
     assert [message["role"] for message, _ in answers] == ["tool"] * len(calls)
     return [(message["content"], failed) for message, failed in answers]
 
@@ -234,10 +234,11 @@ def test_environments_that_cannot_be():
         Environments(Odd).open([{"prompt": user("x")}])
 
 
-def read(tokenizer: Any, text: str, tools: Any = (add,)) -> dict[str, Any]:
+def read(tokenizer: Any, text: str, begun: str = "") -> dict[str, Any]:
     reader = MessageReader(tokenizer)
-    prefix = tokenizer("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
-    return reader.read(tokenizer(text)["input_ids"], prefix, toolbox(tools).schemas)
+    prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n" + begun
+    ids, prefix = (tokenizer(part)["input_ids"] for part in (text, prompt))
+    return reader.read(ids, prefix, toolbox([add]).schemas)
 
 
 def test_arguments_written_as_tags_get_the_types_of_the_tool():
@@ -252,6 +253,11 @@ def test_arguments_written_as_tags_get_the_types_of_the_tool():
         "content": "Well.",
         "tool_calls": [asks("add", {"a": 1, "b": 2})],
     }
+
+
+def test_reasoning_that_the_prompt_begins():
+    message = read(chat_tokenizer(None), "hm</think>Yes." + END, begun="<think>")
+    assert message == {"role": "assistant", "content": "Yes.", "reasoning_content": "hm"}
 
 
 @pytest.mark.parametrize(
