@@ -71,11 +71,7 @@ def group_relative(
 class GRPOTrainer(OnlineTrainer):
     """GRPO and its relatives, by `args.loss_type`: dapo by default.
 
-    Args beside those of `OnlineTrainer`:
-        tools: functions the model may call; their results are not learnt.
-        rollout_func: called with the prompts and the trainer, draws the answers itself: a dict of
-            `prompt_ids`, `completion_ids`, `logprobs`, maybe `env_mask` and columns for rewards.
-        environment_factory: makes an environment for each answer, whose methods are tools.
+    The arguments are those of `OnlineTrainer`; `args` is a `GRPOConfig`.
     """
 
     _name = "GRPO"
@@ -271,7 +267,7 @@ class GRPOTrainer(OnlineTrainer):
         """The coefficient times the mean entropy of the tokens that learn.
 
         An adaptive coefficient acts while the entropy of the last optimizer step was no more than
-        the target, and moves after the last pass of a step (Skywork-OR1, arXiv 2505.22312, section 4).
+        the target, and moves after the last pass of a step (arXiv 2505.22312, section 4).
         """
         args = self.args
         learnt = answers.mask if answers.kept is None else answers.mask & answers.kept

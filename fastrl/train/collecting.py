@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,39 @@ import torch
 
 from fastrl.rewards.running import RewardFunctions, Scores
 from fastrl.train.agreement import agreed
-from fastrl.train.drawing import Drawing, InProcess, ends
-from fastrl.train.experience import Drawn, Experience, padded
+from fastrl.train.completion_log import CompletionLog
+from fastrl.train.drawing import Drawing, DrawnBy, ends
+from fastrl.train.experience import Drawn, Experience, padded, put
+
+Row = dict[str, Any]
 
 _UNSCORED = ("prompt", "completion", "completion_ids")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """B rows of this process, answers to them and what reward functions said."""
+
+    rows: list[Row]
+    drawn: Drawn
+    values: torch.Tensor  # (B, K) fp32 on the host, NaN where there is no reward
+    logged: dict[str, list[Any]]  # columns that reward functions gave to the log
+
+    def replaced(self, other: Scored, index: list[int]) -> Scored:
+        """With the first rows of another batch at some places."""
+        count = len(index)
+        at = torch.tensor(index, dtype=torch.int64)
+        logged = {
+            name: put(values, other.logged[name], index)
+            for name, values in self.logged.items()
+            if count <= len(other.logged.get(name, ()))
+        }
+        return Scored(
+            put(self.rows, other.rows, index),
+            self.drawn.replaced(other.drawn, index),
+            self.values.index_copy(0, at, other.values[:count]),
+            logged,
+        )
 
 
 class Collecting:
@@ -23,49 +53,43 @@ class Collecting:
     Args:
         trainer: the `OnlineTrainer`.
         rewards: the reward functions.
-        drawn_by: how answers come about where the engine does not simply draw them: `tools`,
-            `rollout_func`, `environment_factory`.
+        drawn_by: how answers come about where the engine does not simply draw them.
     """
 
-    def __init__(
-        self, trainer: Any, rewards: RewardFunctions, drawn_by: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, trainer: Any, rewards: RewardFunctions, drawn_by: DrawnBy) -> None:
         self._trainer = trainer
         self._rewards = rewards
         self._ends = ends(trainer.processing_class, trainer.model)
-        engine = InProcess(trainer.model, trainer.args, trainer.processing_class)
-        self._drawing = Drawing(
-            trainer,
-            trainer.processing_class,
-            engine,
-            engine,
-            drawn_by.get("rollout_func"),
-            trainer.args.chat_template_kwargs or {},
-        )
+        self._drawing = Drawing(trainer, drawn_by)
+        self.completions = CompletionLog(trainer.args, trainer.accelerator, rewards.names)
         self._user_metrics: dict[str, list[float]] = defaultdict(list)
         self._prompts_seen = 0
 
-    def slices(self, rows: list[dict[str, Any]], count: int) -> list[Experience]:
-        """Answers to the rows of this process, shuffled and cut; whole if `count` is 1 in evaluation.
+    def slices(self, rows: list[Row], count: int) -> list[Experience]:
+        """Answers to the rows of this process: in training shuffled and cut, else whole.
 
         Every process takes part in the gathering of rewards.
         """
         trainer = self._trainer
-        with agreed(trainer.accelerator, "drawing answers"):
-            drawn = self._drawing.draw([row["prompt"] for row in rows])
-        scores = self._scored(rows, drawn)
-        self._record_lengths(drawn)
-        answers = trainer.experience(self._padded(drawn), scores)
-        self._record_rewards(drawn, scores, answers)
+        found = self._scored(rows)
+        if trainer.model.training and trainer.args.dynamic_sampling:
+            found = self._livelier(found)
+        scores = self.gathered(found.values)
+        self._record_lengths(found.drawn)
+        answers = trainer.experience(self._padded(found.drawn), scores)
+        self._record_rewards(found, scores, answers)
         if not trainer.model.training:
             return [answers]
         return answers.take(torch.randperm(len(answers)).tolist()).cut(count)
 
     # --- scores ----------------------------------------------------------------------------------
 
-    def _scored(self, rows: list[dict[str, Any]], drawn: Drawn) -> torch.Tensor:
-        """(world B, K) rewards, NaN where there is none; on the host."""
+    def _scored(self, rows: list[Row]) -> Scored:
+        """Answers to rows of this process, with the scores of reward functions."""
         trainer = self._trainer
+        with agreed(trainer.accelerator, "drawing answers"):
+            drawn = self._drawing.draw(rows)
+        logged: dict[str, list[Any]] = defaultdict(list)
         with agreed(trainer.accelerator, "scoring answers"):
             found = self._rewards.score(
                 prompts=drawn.prompts,
@@ -73,11 +97,40 @@ class Collecting:
                 completion_ids=drawn.completion_ids,
                 columns=self._columns(rows, drawn),
                 trainer_state=trainer.state,
-                log_extra=trainer._completions.extra,
+                log_extra=lambda column, values: logged[column].extend(values),
                 log_metric=lambda name, value: self._user_metrics[name].append(float(value)),
+                environments=drawn.environments,
             )
         self._record_unscored(found)
-        return self.gathered(found.values)
+        return Scored(rows, drawn, found.values, dict(logged))
+
+    def _livelier(self, found: Scored) -> Scored:
+        """The batch with new prompts in place of those whose answers all score alike.
+
+        Such groups teach nothing (DAPO, arXiv 2503.14476, section 3.2). Each process replaces
+        groups of its own, and all go through as many rounds.
+        """
+        trainer, group = self._trainer, self._trainer.args.num_generations
+        drawn = len(found.rows) // group  # groups, in all rounds
+        places = dull(found.values, trainer.reward_weights, group)
+        for _ in range(trainer.args.dynamic_sampling_rounds):
+            if not self._drawing.anyone(bool(places)):
+                break
+            rows = [row for row in self._reserve(len(places)) for _ in range(group)]
+            # A process with nothing to replace draws along; what it draws is not used.
+            more = self._scored(rows or found.rows[:group])
+            found = found.replaced(more, [g * group + i for g in places for i in range(group)])
+            drawn += len(places)
+            places = dull(found.values, trainer.reward_weights, group)
+        lively = len(found.rows) // group - len(places)
+        lively, drawn = self.gathered(torch.tensor([[lively, drawn]])).sum(0).tolist()
+        trainer.host_metrics.add("dynamic_sampling/acceptance_rate", lively / drawn)
+        return found
+
+    def _reserve(self, count: int) -> list[Row]:
+        """Rows of the training set at random."""
+        dataset = self._trainer.train_dataset
+        return [dataset[i] for i in torch.randint(len(dataset), (count,)).tolist()]
 
     def _columns(self, rows: list[dict[str, Any]], drawn: Drawn) -> dict[str, list[Any]]:
         """What reward functions get beside the answers: the dataset's columns and a rollout's."""
@@ -161,6 +214,8 @@ class Collecting:
         if trainer.model.training:
             trainer.state.num_input_tokens_seen += int(prompts.sum() + lengths.sum())
         trainer.host_metrics.replace("num_tokens", trainer.state.num_input_tokens_seen)
+        if self._drawing.with_tools:
+            self._record_tools(drawn, len(lengths))
         add("completions/mean_length", float(lengths.mean()))
         add("completions/min_length", float(lengths.min()))
         add("completions/max_length", float(lengths.max()))
@@ -170,6 +225,13 @@ class Collecting:
         add("completions/mean_terminated_length", float(ended.mean()))
         add("completions/min_terminated_length", float(ended.min()))
         add("completions/max_terminated_length", float(ended.max()))
+
+    def _record_tools(self, drawn: Drawn, rows: int) -> None:
+        counts = self.gathered(torch.tensor([[drawn.tool_calls, drawn.tool_failures]])).sum(0)
+        calls, failures = counts.tolist()
+        add = self._trainer.host_metrics.add
+        add("tools/call_frequency", calls / rows)
+        add("tools/failure_frequency", failures / calls if calls else 0.0)
 
     def _record_unscored(self, found: Scores) -> None:
         """How many rewards timed out or were none, where there are any."""
@@ -181,7 +243,7 @@ class Collecting:
             if invalid[i]:
                 self._trainer.host_metrics.add(f"rewards/{name}/invalid", invalid[i])
 
-    def _record_rewards(self, drawn: Drawn, scores: torch.Tensor, answers: Experience) -> None:
+    def _record_rewards(self, found: Scored, scores: torch.Tensor, answers: Experience) -> None:
         trainer, add = self._trainer, self._trainer.host_metrics.add
         for i, name in enumerate(self._rewards.names):
             add(f"rewards/{name}/mean", float(scores[:, i].nanmean()))
@@ -189,9 +251,10 @@ class Collecting:
         total = weighted_total(scores, trainer.reward_weights)
         add("reward", float(total.nanmean()))
         add("reward_std", deviation(total))
-        advantages = self.gathered(answers.tensors["advantages"].cpu())
-        trainer._completions.add(
-            drawn.prompts, drawn.completions, scores.tolist(), advantages.tolist()
+        advantages = self.gathered(answers.tensors["advantages"])
+        drawn = found.drawn
+        self.completions.add(
+            drawn.prompts, drawn.completions, scores.tolist(), advantages.tolist(), found.logged
         )
         self._record_user_metrics()
 
@@ -200,7 +263,7 @@ class Collecting:
         trainer = self._trainer
         held = {name: (sum(values), len(values)) for name, values in self._user_metrics.items()}
         self._user_metrics.clear()
-        several = trainer._completions._all([held])
+        several = self.completions.of_all([held])
         for name in sorted({name for one in several for name in one}):
             pairs = [one[name] for one in several if name in one]
             total, count = (sum(part) for part in zip(*pairs, strict=True))
@@ -217,3 +280,11 @@ def deviation(x: torch.Tensor) -> float:
     """Unbiased standard deviation of what is not NaN; NaN of fewer than two."""
     known = x[~x.isnan()]
     return float(known.std()) if len(known) > 1 else float("nan")
+
+
+def dull(scores: torch.Tensor, weights: torch.Tensor, group: int) -> list[int]:
+    """Which groups of scores (B, K) have rewards that do not differ, or none."""
+    total = weighted_total(scores, weights).view(-1, group)
+    low = total.nan_to_num(nan=torch.inf).amin(1)
+    high = total.nan_to_num(nan=-torch.inf).amax(1)
+    return (high <= low).nonzero().flatten().tolist()

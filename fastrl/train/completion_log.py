@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,6 @@ class CompletionLog:
         self._columns: dict[str, deque[Any]] = defaultdict(
             lambda: deque(maxlen=args.generation_batch_size)
         )
-        self._pending: dict[str, list[Any]] = defaultdict(list)
-
-    def extra(self, column: str, values: list[Any]) -> None:
-        """A column of the user's: one value for each completion of this process."""
-        self._pending[column].extend(values)
 
     def add(
         self,
@@ -45,27 +40,28 @@ class CompletionLog:
         completions: list[Text],
         rewards: list[list[float]],
         advantages: list[float],
+        extra: Mapping[str, list[Any]],
     ) -> None:
         """Add a batch.
 
         Args:
             prompts, completions: of this process.
             rewards, advantages: of all processes; rewards a list for each completion.
+            extra: columns of the user's, of this process.
         """
-        pending = {name: list(given) for name, given in self._pending.items()}
-        self._pending.clear()
         if not self._args.log_completions:
             return
-        columns = sorted({name for names in self._all([list(pending)]) for name in names})
-        self._columns["prompt"].extend(self._all(prompts))
-        self._columns["completion"].extend(self._all(completions))
+        columns = sorted({name for names in self.of_all([list(extra)]) for name in names})
+        self._columns["prompt"].extend(self.of_all(prompts))
+        self._columns["completion"].extend(self.of_all(completions))
         for i, name in enumerate(self._names):
             self._columns[name].extend(row[i] for row in rewards)
         for name in columns:
-            self._columns[name].extend(self._all(pending.get(name, [None] * len(prompts))))
+            self._columns[name].extend(self.of_all(extra.get(name, [None] * len(prompts))))
         self._columns["advantage"].extend(advantages)
 
-    def _all(self, values: list[Any]) -> list[Any]:
+    def of_all(self, values: list[Any]) -> list[Any]:
+        """The lists of all processes, one after the other."""
         return gather_object(values) if self._accelerator.num_processes > 1 else values
 
     def show(self, step: int) -> None:
@@ -77,7 +73,9 @@ class CompletionLog:
         import pandas as pd
 
         count = len(self._columns["prompt"])
-        table = pd.DataFrame({"step": [step] * count, **{k: list(v) for k, v in self._columns.items()}})
+        table = pd.DataFrame(
+            {"step": [step] * count, **{k: list(v) for k, v in self._columns.items()}}
+        )
         folder = Path(args.output_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         table.to_parquet(folder / f"completions_{step:05d}.parquet")

@@ -5,29 +5,26 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.data.formats import is_conversational
 from fastrl.models import door
+from fastrl.rollout.answerer import Answerer
 from fastrl.rollout.completion import Completion, Request
+from fastrl.rollout.environments import Environments
 from fastrl.rollout.plan import Plan
 from fastrl.rollout.prompts import check_prompts, limits, row_seeds
-from fastrl.rollout.sampling import ids_of
+from fastrl.rollout.sampling import Sampling, ids_of
+from fastrl.rollout.tool_loop import ToolLoop
 from fastrl.train.experience import Drawn, Text
 from fastrl.train.online_config import OnlineConfig
 
 RolloutFunction = Callable[[list[Any], Any], Mapping[str, Any]]
-
-
-class Answering(Protocol):
-    """What draws answers: the engine of this process, or vLLM."""
-
-    def answers(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
-        """Those to each request, in order."""
-        ...
 
 
 def ends(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
@@ -47,7 +44,7 @@ class InProcess:
         tokenizer: of the model.
 
     Raises:
-        ValueError: at construction, for settings that no engine takes, or if nothing ends an answer.
+        ValueError: for settings that no engine takes, or if nothing ends an answer.
     """
 
     def __init__(
@@ -56,8 +53,8 @@ class InProcess:
         self.model = model
         self._tokenizer = tokenizer
         self._arguments = self._settings(args)
-        plan = self._plan()
-        if not plan.sampling.eos and not plan.sampling.stop:
+        self.sampling = self._plan().sampling
+        if not self.sampling.eos and not self.sampling.stop:
             raise ValueError(
                 "processing_class: the tokenizer has no eos_token, so no answer would end before "
                 "max_completion_length; set tokenizer.eos_token, or "
@@ -86,7 +83,8 @@ class InProcess:
             "min_p": args.min_p or 0.0,
             "repetition_penalty": args.repetition_penalty,
             "cache_implementation": args.cache_implementation,
-            **(args.generation_kwargs or {}),
+            # vLLM has its own names for more than that
+            **({} if args.use_vllm else args.generation_kwargs or {}),
         }
 
     def _plan(self) -> Plan:
@@ -96,6 +94,8 @@ class InProcess:
         self, prompts: Sequence[Sequence[int]], room: Sequence[int] | None
     ) -> list[Request]:
         """One for each run of equal prompts; answers of at most `room` tokens each."""
+        if not prompts:
+            return []
         instance, _ = door.find(self.model)
         runs = [(ids, len(list(same))) for ids, same in itertools.groupby(map(tuple, prompts))]
         different = [ids for ids, _ in runs]
@@ -117,59 +117,161 @@ class InProcess:
 
     def answers(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
         """Those to each request, in order."""
-        return self._plan().answers(requests)
+        plan = self._plan()
+        if not requests and isinstance(plan.served(), str):
+            return []  # the model's own generate has nothing to do in step with others
+        return plan.answers(requests)
+
+
+def vllm(trainer: Any, sampling: Sampling) -> Answerer:
+    """vLLM as the trainer's arguments have it, in this process or on a server."""
+    from fastrl.rollout.vllm_engine import Colocated
+    from fastrl.rollout.vllm_server import Server
+
+    args = trainer.args
+    kind = Colocated if args.vllm_mode == "colocate" else Server
+    rows = args.per_device_train_batch_size * args.steps_per_generation
+    return kind(
+        trainer.model,
+        trainer.accelerator,
+        args,
+        sampling,
+        max_num_seqs=rows * args.vllm_tensor_parallel_size,
+        trust_remote_code=args.trust_remote_code,
+        generation_kwargs=args.generation_kwargs,
+    )
+
+
+@dataclass(frozen=True)
+class DrawnBy:
+    """How answers come about where the engine does not simply draw them."""
+
+    tools: tuple[Callable[..., Any], ...] = ()
+    rollout_func: RolloutFunction | None = None
+    environments: Environments | None = None
+
+    @staticmethod
+    def of(tools: Any, rollout_func: Any, environment_factory: Any) -> DrawnBy:
+        """From a trainer's arguments.
+
+        Raises:
+            TypeError, ValueError: for what cannot be called, or two ways at once.
+        """
+        if rollout_func is not None and not callable(rollout_func):
+            raise TypeError(f"rollout_func must be a function, got {type(rollout_func).__name__}")
+        if rollout_func is not None and (tools or environment_factory is not None):
+            raise ValueError(
+                "rollout_func draws whole answers by itself, so tools= and environment_factory= "
+                "would do nothing; call them in rollout_func, or leave it out"
+            )
+        tools = tuple(tools or ())
+        if environment_factory is None:
+            return DrawnBy(tools, rollout_func)
+        return DrawnBy(tools, None, Environments(environment_factory, tools))
 
 
 class Drawing:
     """Rows in, answers out.
 
     Args:
-        trainer: handed to a rollout function.
-        tokenizer: of the policy.
-        engine: builds requests of prompts, see `InProcess`.
-        answering: draws them; the engine itself, or vLLM.
-        rollout_func: draws everything by itself instead.
-        chat_template_kwargs: for conversations.
+        trainer: an `OnlineTrainer`; handed to a rollout function.
+        drawn_by: who else has a part in the answers.
     """
 
-    def __init__(
-        self,
-        trainer: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        engine: InProcess,
-        answering: Answering,
-        rollout_func: RolloutFunction | None,
-        chat_template_kwargs: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, trainer: Any, drawn_by: DrawnBy) -> None:
+        args = trainer.args
         self._trainer = trainer
-        self._tokenizer = tokenizer
-        self._engine = engine
-        self._answering = answering
-        self._rollout_func = rollout_func
-        self._chat = dict(chat_template_kwargs)
+        self._tokenizer = trainer.processing_class
+        self._rollout_func = drawn_by.rollout_func
+        self._environments = drawn_by.environments
+        self._chat = dict(args.chat_template_kwargs or {})
+        self._engine = InProcess(trainer.model, args, self._tokenizer)
+        self._vllm = vllm(trainer, self._engine.sampling) if args.use_vllm else None
+        self._synced = -1  # the optimizer step whose weights vLLM has
+        self._loop: ToolLoop | None = None
+        if drawn_by.tools or drawn_by.environments is not None:
+            self._loop = ToolLoop(
+                self._tokenizer,
+                drawn_by.tools,
+                generate=self.complete,
+                max_iterations=args.max_tool_calling_iterations,
+                max_completion_length=args.max_completion_length,
+                chat_template_kwargs=self._chat,
+                max_model_length=args.vllm_max_model_length if args.use_vllm else None,
+                anyone=self.anyone,
+            )
 
-    def draw(self, prompts: list[Text]) -> Drawn:
-        """An answer to each prompt; equal neighbours are computed once."""
+    def draw(self, rows: list[dict[str, Any]]) -> Drawn:
+        """An answer to the prompt of each row; what equal neighbours share is computed once."""
+        if self._loop is not None:
+            return self._episodes(rows)
+        prompts = [row["prompt"] for row in rows]
         if self._rollout_func is not None:
             return self._rolled_out(prompts)
         ids = self.token_ids(prompts)
         found = self.complete(ids)
         answers = [list(one.token_ids) for one in found]
-        known = self._answering is not self._engine
         return Drawn(
             prompts,
             self._texts(prompts, answers),
             ids,
             answers,
-            sampled_logp=[one.logp_full for one in found] if known else None,
+            sampled_logp=None if self._vllm is None else [one.logp_full for one in found],
         )
+
+    def _episodes(self, rows: list[dict[str, Any]]) -> Drawn:
+        assert self._loop is not None
+        environments = None
+        prompts: list[Text] = [row["prompt"] for row in rows if "prompt" in row]
+        if self._environments is not None:
+            environments, conversations = self._environments.open(rows)
+            prompts = list(conversations)
+        found = self._loop.run(prompts, environments)  # type: ignore[arg-type]
+        return Drawn(
+            prompts,
+            [episode.messages for episode in found],
+            [episode.prompt_ids for episode in found],
+            [episode.completion_ids for episode in found],
+            [episode.written for episode in found],
+            None if self._vllm is None else [episode.logp for episode in found],
+            tool_calls=sum(episode.calls for episode in found),
+            tool_failures=sum(episode.failures for episode in found),
+            environments=environments,
+        )
+
+    @property
+    def with_tools(self) -> bool:
+        """Whether answers may call tools."""
+        return self._loop is not None
+
+    def anyone(self, here: bool) -> bool:
+        """Whether any process has rows left; all take part in every round."""
+        accelerator = self._trainer.accelerator
+        if accelerator.num_processes == 1:
+            return here
+        flags = accelerator.gather(torch.tensor([int(here)], device=accelerator.device))
+        return bool(flags.max())
 
     def complete(
         self, prompts: Sequence[Sequence[int]], room: Sequence[int] | None = None
     ) -> list[Completion]:
         """One completion of each prompt, of at most `room` tokens."""
         requests = self._engine.requests(prompts, room)
-        return [one for several in self._answering.answers(requests) for one in several]
+        if self._vllm is None:
+            several = self._engine.answers(requests)
+        else:
+            self._sync()
+            several = self._vllm.answers(requests)
+            self._vllm.sleep()
+        return [one for answers in several for one in answers]
+
+    def _sync(self) -> None:
+        """Give vLLM the present weights, once an optimizer step."""
+        assert self._vllm is not None
+        step = self._trainer.state.global_step
+        if step != self._synced or self._trainer.args.vllm_enable_sleep_mode:
+            self._vllm.sync(self._trainer.model_wrapped, self._trainer.accelerator)
+            self._synced = step
 
     def token_ids(self, prompts: list[Text]) -> list[list[int]]:
         """Prompts as the model is given them, conversations with their template."""
@@ -192,7 +294,8 @@ class Drawing:
         return [[{"role": "assistant", "content": text}] for text in texts]
 
     def _rolled_out(self, prompts: list[Text]) -> Drawn:
-        output = dict(self._rollout_func(copy.deepcopy(prompts), self._trainer))  # type: ignore[misc]
+        assert self._rollout_func is not None
+        output = dict(self._rollout_func(copy.deepcopy(prompts), self._trainer))
         check_rollout(output, len(prompts))
         extra = {key: given for key, given in output.items() if key not in _ROLLED}
         written = extra.pop("env_mask", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,14 @@ Text = str | list[Message]
 
 # A part this much heavier than an equal share of the work is cut in two.
 UNEVEN = 1.5
+
+
+def put(rows: list[Any], others: Sequence[Any], index: Sequence[int]) -> list[Any]:
+    """Rows with the first of others at the places `index`."""
+    rows = list(rows)
+    for place, other in zip(index, others, strict=False):
+        rows[place] = other
+    return rows
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,22 @@ class Drawn:
     extra: Mapping[str, Any] = field(default_factory=dict)  # columns a rollout function added
     tool_calls: int = 0
     tool_failures: int = 0
+    environments: list[Any] | None = None  # of each row, where there are any
+
+    def replaced(self, other: Drawn, index: Sequence[int]) -> Drawn:
+        """With the first answers of another batch at some places."""
+        lists = {
+            name: put(held, getattr(other, name), index)
+            for name, held in self.__dict__.items()
+            if isinstance(held, list)
+        }
+        extra = {
+            name: put(held, other.extra[name], index) if isinstance(held, list) else held
+            for name, held in self.extra.items()
+        }
+        calls = self.tool_calls + other.tool_calls
+        failures = self.tool_failures + other.tool_failures
+        return replace(self, **lists, extra=extra, tool_calls=calls, tool_failures=failures)
 
     def lengths(self) -> list[int]:
         """Tokens the model wrote in each answer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,17 +18,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from fastrl.models.policy import logprobs
 from fastrl.rewards.running import RewardFunctions
 from fastrl.train import online_setup, setup
-from fastrl.train.agreement import agreed
+from fastrl.train.balance import balanced
 from fastrl.train.batch import Batch
 from fastrl.train.callbacks import SyncRefModelCallback
 from fastrl.train.collecting import Collecting
-from fastrl.train.completion_log import CompletionLog
+from fastrl.train.drawing import DrawnBy
 from fastrl.train.experience import Experience, joined, regrouped
 from fastrl.train.frozen import Reference
 from fastrl.train.host_metrics import HostMetrics
 from fastrl.train.online_config import OnlineConfig
 from fastrl.train.repeat import RepeatSampler, repeat_iterable_dataset
-from fastrl.train.reward_models import reward_callables
 from fastrl.train.slice_metrics import SliceMetrics
 from fastrl.train.trainer import Trainer
 from fastrl.types import LogProbs
@@ -63,6 +62,11 @@ class OnlineTrainer(Trainer):
         callbacks, optimizers: as in `transformers.Trainer`.
         quantization_config: for a model given by name.
         peft_config: train an adapter of this kind.
+        tools: functions the model may call; their results are not learnt.
+        rollout_func: called with the prompts and the trainer, draws the answers itself: a dict of
+            `prompt_ids`, `completion_ids`, `logprobs`, maybe `env_mask` and columns for rewards.
+        environment_factory: makes an environment for each answer, whose methods are tools; or
+            several by name.
 
     Raises:
         ValueError, TypeError: before training, naming the argument, row or column.
@@ -85,15 +89,18 @@ class OnlineTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         quantization_config: Any = None,
         peft_config: Any = None,
-        **drawn_by: Any,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
     ) -> None:
         args = self._config.of(args, setup.run_name(model, self._name))
+        drawn_by = DrawnBy.of(tools, rollout_func, environment_factory)
         train_dataset = online_setup.check_datasets(train_dataset, eval_dataset, args, drawn_by)
         set_seed(args.seed)
         model, reference, tokenizer = online_setup.assemble(
             model, args, processing_class, quantization_config, peft_config
         )
-        online_setup.check_prompts(train_dataset, tokenizer, model, args)
+        online_setup.check_prompts(train_dataset, tokenizer, model, args, drawn_by)
         self.router_aux_loss_coef = setup.router_aux_loss_coef(model, args.router_aux_loss_coef)
         super().__init__(
             model,
@@ -105,30 +112,33 @@ class OnlineTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        functions = reward_callables(
-            reward_funcs, reward_processing_classes, args, self.accelerator
-        )
-        self._start(RewardFunctions(functions, timeout=args.reward_timeout), reference, drawn_by)
-        # Each process draws answers of its own.
-        set_rank_seed(args.seed, device_specific=True)
+        self._start(reference, reward_funcs, reward_processing_classes, drawn_by)
 
     def _start(
-        self, rewards: RewardFunctions, reference: nn.Module | None, drawn_by: Mapping[str, Any]
+        self,
+        reference: nn.Module | None,
+        reward_funcs: Any,
+        reward_processing_classes: Any,
+        drawn_by: DrawnBy,
     ) -> None:
         """What stands beside the model: rewards, reference, engine, logs."""
         args = self.args
+        functions = online_setup.reward_functions(
+            reward_funcs, reward_processing_classes, args, self.accelerator, drawn_by
+        )
+        rewards = RewardFunctions(functions, timeout=args.reward_timeout)
         self.reward_func_names = rewards.names
         self.reward_weights = online_setup.reward_weights(args.reward_weights, rewards.names)
         if args.sync_ref_model:
             online_setup.require_apart(reference)
             self.add_callback(SyncRefModelCallback(reference, self.accelerator))
         self._reference = Reference(self.accelerator, reference)
-        self._completions = CompletionLog(args, self.accelerator, rewards.names)
         self._host_metrics = {mode: HostMetrics() for mode in ("train", "eval")}
         self._collecting = Collecting(self, rewards, drawn_by)
         self._slices: list[Experience] = []  # of the present generation batch
         self._micro_step = 0  # micro-steps taken, over all epochs
         self._step_seconds = 0.0
+        set_rank_seed(args.seed, device_specific=True)  # each process draws answers of its own
 
     def _check_ids(self) -> None:
         """Prompts become ids when they are drawn from, and are checked then."""
@@ -287,7 +297,10 @@ class OnlineTrainer(Trainer):
         self._slice_metrics = SliceMetrics(count, count)
         if not self.regroups:
             return [part.batch() for part in known]
-        whole = joined(known, self.processing_class.pad_token_id)
+        pad = self.processing_class.pad_token_id
+        whole = joined(known, pad)
+        if self.args.balance_ranks and self.accelerator.num_processes > 1:
+            return [part.batch() for part in balanced(whole, count, self.accelerator, pad)]
         return [whole.take(rows).batch() for rows in regrouped(whole, count)]
 
     def _weighted(
@@ -347,7 +360,7 @@ class OnlineTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As every trainer's; then the completions are shown if `log_completions`."""
         super().log(logs, start_time)
-        self._completions.show(self.state.global_step)
+        self._collecting.completions.show(self.state.global_step)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

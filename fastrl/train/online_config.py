@@ -224,6 +224,19 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
         default=None,
         metadata={"help": "Seconds a reward function may take, in a process of its own."},
     )
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={"help": "Draw new prompts in place of those whose answers all score alike."},
+    )
+    dynamic_sampling_rounds: int = field(
+        default=4, metadata={"help": "How often at most, for one generation batch."}
+    )
+    balance_ranks: bool = field(
+        default=False,
+        metadata={
+            "help": "Move answers between processes, within an optimizer step, to even work."
+        },
+    )
     sync_ref_model: bool = field(
         default=False, metadata={"help": "Let the reference follow the policy (TR-DPO)."}
     )
@@ -243,6 +256,11 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
         self._check_vllm()
         self._check_sampling()
         self._check_numbers()
+        if self.transformers_continuous_batching_config is not None:
+            raise ValueError(
+                "transformers_continuous_batching_config sizes an engine that is not used: the one "
+                "of this process batches continuously by itself; leave it out"
+            )
         if self.use_vllm and self.use_transformers_continuous_batching:
             raise ValueError(
                 "use_vllm and use_transformers_continuous_batching name two engines; set one"
@@ -301,8 +319,18 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
                 f"per_device_eval_batch_size * processes = {rows} is no multiple of the {group} "
                 "completions of a prompt in evaluation; change it or num_generations_eval"
             )
+        whole = self.per_device_train_batch_size * (self.steps_per_generation or 1)
+        if self.dynamic_sampling and whole % self.num_generations:
+            raise ValueError(
+                f"dynamic_sampling replaces whole groups, but the {whole} completions of a process "
+                f"are no multiple of num_generations={self.num_generations}; change "
+                "per_device_train_batch_size or steps_per_generation"
+            )
 
     def _check_numbers(self) -> None:
+        require_positive("dynamic_sampling_rounds", self.dynamic_sampling_rounds)
+        if self.reward_timeout is not None and self.reward_timeout <= 0:
+            raise ValueError(f"reward_timeout must be positive, got {self.reward_timeout}")
         require_positive("num_iterations", self.num_iterations)
         require_positive("ref_model_sync_steps", self.ref_model_sync_steps)
         for name in ("beta", "epsilon", "epsilon_high"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,35 +10,39 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.data.formats import is_conversational
 from fastrl.models import door
+from fastrl.rollout.environments import Environments
 from fastrl.rollout.prompts import check_prompts as refuse_prompts
 from fastrl.train import setup
 from fastrl.train.batch import Batch, describe
+from fastrl.train.drawing import DrawnBy
 from fastrl.train.experience import Experience
 from fastrl.train.frozen import reference_model
 from fastrl.train.online_config import OnlineConfig
+from fastrl.train.reward_models import reward_callables
 from fastrl.types import LogProbs, Spans
 
 _LONGEST_LOOKED_AT = 32  # prompts, the longest by characters, that are tried on the model
 
 
 def check_datasets(
-    train: Any, held_out: Any, args: OnlineConfig, drawn_by: Mapping[str, Any]
+    train: Any, held_out: Any, args: OnlineConfig, drawn_by: DrawnBy
 ) -> Dataset | IterableDataset:
     """Refuse what answers cannot be drawn to; the training set, or one that an environment fills.
 
     Raises:
         ValueError, TypeError: naming the dataset and the mend.
     """
-    if train is None and drawn_by.get("environment_factory") is not None:
-        train = _of_environment(args, drawn_by["environment_factory"])
+    owned = drawn_by.environments is not None
+    if train is None and drawn_by.environments is not None:
+        train = _of_environment(args, drawn_by.environments)
     setup.check_dataset("train_dataset", train, args)
-    owned = drawn_by.get("environment_factory") is not None
     check_rows("train_dataset", train, owned)
     several = held_out if isinstance(held_out, Mapping) else {"eval_dataset": held_out}
     for name, dataset in several.items():
@@ -52,6 +56,11 @@ def check_datasets(
                 "rows of text cannot be; set it to False for a stream"
             )
         args.accelerator_config.dispatch_batches = False
+    if isinstance(train, IterableDataset) and args.dynamic_sampling:
+        raise ValueError(
+            "dynamic_sampling draws further prompts at random, which a stream cannot give; load "
+            "train_dataset as a Dataset, or leave dynamic_sampling out"
+        )
     if isinstance(train, IterableDataset) and args.dataloader_num_workers:
         raise ValueError(
             f"dataloader_num_workers={args.dataloader_num_workers} would take the groups of a "
@@ -67,9 +76,9 @@ def check_datasets(
     return train
 
 
-def _of_environment(args: OnlineConfig, factory: Any) -> Dataset:
+def _of_environment(args: OnlineConfig, environments: Environments) -> Dataset:
     """Rows without content, for an environment that brings its own prompts."""
-    if isinstance(factory, Mapping):
+    if environments.named:
         raise ValueError(
             "train_dataset is required with several environments: its column `environment` says "
             "which one a row is for"
@@ -119,15 +128,19 @@ def assemble(
 
 
 def check_prompts(
-    dataset: Any, tokenizer: PreTrainedTokenizerBase, model: nn.Module, args: OnlineConfig
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    args: OnlineConfig,
+    drawn_by: DrawnBy,
 ) -> None:
     """Refuse prompts the model has no room for, judged by the longest ones; no stream is read.
 
     Raises:
         ValueError: naming the row.
     """
-    if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names:
-        return
+    if not isinstance(dataset, Dataset) or drawn_by != DrawnBy():
+        return  # a stream, or prompts that tools, environments and rollout functions make
     column = dataset.with_format("arrow")["prompt"]
     chunks = column.combine_chunks() if hasattr(column, "combine_chunks") else column[:]
     conversational = is_conversational(dataset[0])
@@ -156,6 +169,16 @@ def check_prompts(
             refuse_prompts(door.find(model)[0], [ids])
         except ValueError as error:
             raise ValueError(f"train_dataset row {row}: {error}") from None
+
+
+def reward_functions(
+    given: Any, tokenizers: Any, args: OnlineConfig, accelerator: Accelerator, drawn_by: DrawnBy
+) -> list[Callable[..., Any]]:
+    """Functions and models as given, then the rewards that environments know themselves."""
+    own = [] if drawn_by.environments is None else [f for _, f in drawn_by.environments.rewards]
+    if given is None and own:
+        return own
+    return [*reward_callables(given, tokenizers, args, accelerator), *own]
 
 
 def reward_weights(given: Sequence[float] | None, names: Sequence[str]) -> torch.Tensor:
@@ -188,7 +211,7 @@ def require_apart(reference: nn.Module | None) -> None:
 
 
 def spans_of(inputs: Mapping[str, torch.Tensor], ids: torch.Tensor) -> Spans:
-    """Where answers lie in ids (B, P + C): as known from when they were drawn, or by their masks."""
+    """Where answers lie in ids (B, P + C), as known from when they were drawn or by their masks."""
     known = inputs.spans if isinstance(inputs, Batch) else None
     if known is not None and known.shape == tuple(ids.shape):
         return known

@@ -1,6 +1,6 @@
 """Prompts in the order online trainers take them: each G times, each batch as often as it is used.
 
-    [a a b b] [a a b b] [c c d d] [c c d d]     G = 2, two prompts a batch, each batch twice
+With G = 2, two prompts a batch and each batch twice: a a b b, a a b b, c c d d, c c d d.
 """
 
 from __future__ import annotations
