@@ -40,7 +40,6 @@ class PPORollout(Trainer):
     def _begin(self, made: parts.Parts) -> None:
         """Place the models that are not trained, and what a batch needs."""
         args = self.args
-        self._train_batch_size = args.per_device_train_batch_size * args.num_mini_batches
         self.ref_model = made.ref_model
         if made.ref_model is not None:
             prepare_policy(made.ref_model)
@@ -71,7 +70,16 @@ class PPORollout(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of prompts; `gradient_accumulation_steps` of them are answered at once."""
         self._waiting, self._ratios = [], []
-        return super().get_train_dataloader()
+        size = self._train_batch_size
+        self._train_batch_size = size * self.args.num_mini_batches
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self._train_batch_size = size
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Responses that a step of the run learns from."""
+        return args.batch_size
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = [parts.COLUMN, "attention_mask"]

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from fastrl.algos.ppo_train_config import PPOTrainConfig
-from fastrl.models import adapters
+from fastrl.models import adapters, door
 from fastrl.models.embeddings import position_limit
 from fastrl.rollout.prompts import token_ids
 from fastrl.train import setup
@@ -45,7 +45,7 @@ def check_models(args: PPOTrainConfig, tokenizer: Any, models: Mapping[str, Any]
 
     Raises:
         TypeError: for what is no tokenizer or no model.
-        ValueError: for one object in two roles, adapters that are not there, or no padding token.
+        ValueError: for a model of the wrong kind, one object in two roles, adapters that are not there, or no padding token.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"processing_class must be a tokenizer, got {type(tokenizer).__name__}")
@@ -59,10 +59,7 @@ def check_models(args: PPOTrainConfig, tokenizer: Any, models: Mapping[str, Any]
     for name, given in models.items():
         if given is None and name == "ref_model":
             continue
-        if not isinstance(given, nn.Module) or not hasattr(given, "config"):
-            raise TypeError(
-                f"{name} must be a model, loaded by from_pretrained, got {type(given).__name__}"
-            )
+        _check_kind(name, given)
     for one, other in (("model", "ref_model"), ("value_model", "reward_model")):
         if models[one] is models[other]:
             raise ValueError(
@@ -70,6 +67,24 @@ def check_models(args: PPOTrainConfig, tokenizer: Any, models: Mapping[str, Any]
                 "once more"
             )
     _check_adapters(args, models["model"])
+
+
+def _check_kind(name: str, model: Any) -> None:
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(
+            f"{name} must be a model, loaded by from_pretrained, got {type(model).__name__}"
+        )
+    instance, _ = door.find(model)
+    kind = type(instance).__name__
+    if name in ("model", "ref_model"):
+        if instance.get_output_embeddings() is None or instance.config.is_encoder_decoder:
+            raise ValueError(f"{name} must be a causal language model, got {kind}")
+    elif not kind.endswith("ForSequenceClassification") or instance.config.num_labels != 1:
+        raise ValueError(
+            f"{name} must be a sequence-classification model with num_labels=1, got {kind} with "
+            f"num_labels={instance.config.num_labels}: load it by "
+            "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)"
+        )
 
 
 def _check_adapters(args: PPOTrainConfig, policy: Any) -> None:
