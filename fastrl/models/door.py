@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -58,6 +59,7 @@ class Head:
 
     scale: float = 1.0
     softcap: float | None = None
+    fp32: bool = False  # compute the logits in fp32, whatever autocast and the matrix say
 
     @staticmethod
     def of_config(config: Any) -> Head:
@@ -167,19 +169,22 @@ def _score(
             logits = how.softcap * torch.tanh(logits / how.softcap)
         return scores_of_logits(logits, targets, request.temperature, request.stats)
     weight, bias = matrix
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(hidden.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-    logp, entropy, *tables = linear_token_logprobs(
-        hidden.to(dtype),
-        weight.to(dtype),
-        targets,
-        bias=None if bias is None else bias.to(dtype),
-        temperature=request.temperature,
-        softcap=how.softcap,
-        scale=how.scale,
-        stats=request.stats,
-    )
+    dtype, device = weight.dtype, hidden.device.type
+    if how.fp32:
+        dtype = torch.promote_types(dtype, torch.float32)
+    elif torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False) if how.fp32 else nullcontext():
+        logp, entropy, *tables = linear_token_logprobs(
+            hidden.to(dtype),
+            weight.to(dtype),
+            targets,
+            bias=None if bias is None else bias.to(dtype),
+            temperature=request.temperature,
+            softcap=how.softcap,
+            scale=how.scale,
+            stats=request.stats,
+        )
     return logp, entropy, tables[0] if tables else {}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -75,6 +76,7 @@ def logprobs(
     temperature: float = 1.0,
     stats: Sequence[str] = (),
     aux_loss: bool = False,
+    fp32_head: bool = False,
 ) -> LogProbs:
     """Score the tokens of each span that `tokens.scored` names; no others reach the head.
 
@@ -87,6 +89,8 @@ def logprobs(
         aux_loss: also the load-balancing loss of a mixture of experts, over every token of every
             span, as transformers computes it for `output_router_logits=True`; of a model without
             a router it is None.
+        fp32_head: compute the logits in fp32 under autocast and for 16-bit weights too; see
+            `require_fp32_head`.
 
     Returns:
         (B, T - 1) frames; differentiable where gradients are enabled. `values` is None unless the
@@ -113,8 +117,26 @@ def logprobs(
     else:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads)
     head = None if own_forward else plan.head
+    if head is not None and fp32_head:
+        head = replace(head, fp32=True)
     request = door.Request(places.batches, temperature, head, stats=tuple(stats), aux_loss=routed)
     return _frames(tokens, places.frame, model(fastrl_request=request))
+
+
+def require_fp32_head(model: nn.Module) -> None:
+    """Refuse a model whose logits are not made by a matrix that could be read in fp32.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    plan, (instance, soft_prompt) = prepare_policy(model), door.find(model)
+    matrix = None if plan.head is None else door.head_matrix(instance.get_output_embeddings())
+    if matrix is None or soft_prompt:
+        raise ValueError(
+            f"cast_lm_head_to_fp32: the head of {type(instance).__name__} is no plain matrix "
+            "(an adapter, quantisation or a hook is on it, or the model makes its logits "
+            "otherwise); leave cast_lm_head_to_fp32 out"
+        )
 
 
 def _require_stats(stats: Sequence[str]) -> None:

@@ -151,12 +151,14 @@ class Reference:
         tokens: Tokens,
         temperature: float = 1.0,
         stats: Sequence[str] = (),
+        fp32_head: bool = False,
     ) -> LogProbs:
         """Score tokens; `policy` is what the trainer calls, used where there is no model apart."""
+        how = {"temperature": temperature, "stats": stats, "fp32_head": fp32_head}
         if self.model is not None:
-            return logprobs(self.model, tokens, temperature, stats)
+            return logprobs(self.model, tokens, **how)
         with _stepped_aside(self._accelerator.unwrap_model(policy)):
-            return logprobs(policy, tokens, temperature, stats)
+            return logprobs(policy, tokens, **how)
 
     def key(self, policy: nn.Module) -> str:
         """A hash of the weights it speaks with, for what is kept of it."""

@@ -188,8 +188,14 @@ class OnlineTrainer(Trainer):
         """Log-probabilities and entropies (B, C) of the answers' tokens under the policy."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         tokens = online_setup.spans_of(inputs, ids).tokens(ids)
-        found = logprobs(model, tokens, self.args.temperature, aux_loss=aux_loss)
+        found = logprobs(
+            model, tokens, self.args.temperature, aux_loss=aux_loss, fp32_head=self._fp32_head
+        )
         return online_setup.answers_only(found, inputs["completion_ids"].shape[1])
+
+    @property
+    def _fp32_head(self) -> bool:
+        return getattr(self.args, "cast_lm_head_to_fp32", False)  # a field of GRPO's
 
     @torch.no_grad()
     def old_logprobs(self, answers: Experience) -> torch.Tensor:
@@ -202,7 +208,7 @@ class OnlineTrainer(Trainer):
         ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], dim=1)
         tokens = answers.spans().tokens(ids)
         found = self._reference.logprobs(
-            self.model_wrapped, tokens, temperature=self.args.temperature
+            self.model_wrapped, tokens, self.args.temperature, fp32_head=self._fp32_head
         )
         return online_setup.answers_only(found, tensors["completion_ids"].shape[1]).logp
 
