@@ -36,7 +36,7 @@ _OWNED = {
     "repetition_detection": "the trainer",
 }
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_WITHOUT_EFFECT_ON_LOGITS = frozenset({"seed", "skip_special_tokens", "extra_args"})
+_WITHOUT_EFFECT_ON_LOGITS = frozenset({"seed", "skip_special_tokens"})
 _FINISH: dict[str, Finish] = {"length": "length", "stop": "eos"}
 
 
