@@ -69,9 +69,11 @@ class Environments:
         tools: Sequence[Callable[..., Any]] = (),
     ) -> None:
         self.named = isinstance(factory, Mapping)
-        self._factories: dict[str | None, Factory] = (
-            dict(factory) if isinstance(factory, Mapping) else {None: factory}
-        )
+        self._factories: dict[str | None, Factory] = {}
+        if isinstance(factory, Mapping):
+            self._factories.update(factory)
+        else:
+            self._factories[None] = factory
         if not self._factories:
             raise ValueError("environment_factory is an empty mapping: name an environment")
         self._made: dict[str | None, list[Any]] = {}
