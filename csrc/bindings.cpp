@@ -158,4 +158,12 @@ PYBIND11_MODULE(_core_cpu, m) {
                               static_cast<float>(scaling), window, at<void>(out), n_threads);
       },
       Unlocked());
+  m.def(
+      "few_rows_linear",
+      [](Address x, int64_t rows, int64_t depth, Address weight, Address bias, int64_t width,
+         Address out, int n_threads) {
+        cpu::few_rows_linear(at<float>(x), rows, depth, at<float>(weight), at<float>(bias), width,
+                             at<float>(out), n_threads);
+      },
+      Unlocked());
 }

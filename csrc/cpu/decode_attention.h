@@ -31,9 +31,9 @@ struct DecodeBatch {
   int64_t keys(int64_t row) const { return prompt_lengths[row] + answer_lengths[row] + 1; }
 };
 
-// Floats that a thread works on: scores of one key head's queries, and their sums of values.
+// Floats that a thread works on: scores of the queries of one key head.
 static inline int64_t decode_scratch(const DecodeBatch& batch, int64_t most_keys) {
-  return batch.heads / batch.kv_heads * (most_keys + batch.width);
+  return batch.heads / batch.kv_heads * most_keys;
 }
 
 // Items [begin, end) of the rows * kv_heads there are; scratch: decode_scratch(...) floats.

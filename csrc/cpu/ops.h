@@ -79,4 +79,9 @@ void decode_attention(const void* query, int dtype, int64_t rows, int64_t heads,
                       const int64_t* answer_lengths, float scaling, int64_t window, void* out,
                       int n_threads);
 
+// x: (rows, depth), weight: (width, depth), bias: (width) or null, out: (rows, width). A row's bits
+// depend neither on the other rows nor on the number of threads.
+void few_rows_linear(const float* x, int64_t rows, int64_t depth, const float* weight,
+                     const float* bias, int64_t width, float* out, int n_threads);
+
 }  // namespace fastrl::cpu

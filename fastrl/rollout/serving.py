@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -18,6 +18,7 @@ from fastrl.models.attention import Attends
 from fastrl.models.handshake import Plan
 from fastrl.models.policy import prepare_policy
 from fastrl.ops.decode_attention import Decoding
+from fastrl.ops.few_rows import MOST_ROWS, FewRowsLinear
 from fastrl.rollout.keyvalues import Decode, Prefill, Slots
 
 _PROVEN = "_fastrl_decodes"
@@ -116,6 +117,36 @@ def shadowed(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             module._parameters[name] = parameter
 
 
+def _for_few_rows(linear: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Its forward without gradients, by the operation made for decoding where that serves."""
+    weight, bias = linear.weight, linear.bias
+    product, dtype, most = FewRowsLinear(weight, bias), weight.dtype, MOST_ROWS * weight.shape[1]
+
+    def forward(input: torch.Tensor) -> torch.Tensor:
+        if input.dtype != dtype or input.numel() > most:
+            return nn.functional.linear(input, weight, bias)
+        return product(input)
+
+    return forward
+
+
+@contextmanager
+def with_few_rows(model: nn.Module) -> Iterator[None]:
+    """Inside, plain fp32 matrices of the CPU meet few rows by `few_rows_linear`."""
+    changed: list[nn.Module] = []
+    try:
+        for module in model.modules():
+            matrix = door.head_matrix(module)
+            if matrix is None or matrix[0].dtype != torch.float32 or not matrix[0].is_contiguous():
+                continue
+            module.__dict__["forward"] = _for_few_rows(cast(nn.Linear, module))
+            changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.__dict__["forward"]
+
+
 @dataclass(frozen=True)
 class Served:
     """A model the engine can run."""
@@ -154,6 +185,8 @@ def serving(model: nn.Module, served: Served) -> Iterator[None]:
             stack.enter_context(shadowed(served.instance, dtype))
             # Its own cache of casts would outlive us if the caller has an autocast open.
             stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
+        elif device == "cpu" and not torch.is_autocast_enabled("cpu") and not served.partitioned:
+            stack.enter_context(with_few_rows(served.instance))
         yield
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastrl.models import logprobs
-from fastrl.rollout import generate
+from fastrl.rollout import generate, stops
 from fastrl.types import Tokens
 
 SERVED = ("qwen2", "llama", "gpt2", "mistral", "gemma3", "granite", "opt", "mixtral")
@@ -300,3 +300,27 @@ def test_a_table_of_positions_ends_answers(tiny, tokenizer):
     with pytest.warns(UserWarning, match="an answer ends where the model's 128 positions do"):
         (got,) = generate(model, tokenizer, [[5] * 120], max_new_tokens=50, eos_token_id=-1)
     assert (len(got.completions[0].token_ids), got.completions[0].finish) == (8, "length")
+
+
+def test_an_answer_has_the_same_bits_in_any_company(tiny, tokenizer, prompts):
+    model = tiny()
+    settings = {"num_return_sequences": 12, "max_new_tokens": 20, "seed": [7]}
+    together = generate(model, tokenizer, prompts[:1], **settings)
+    for rows in (1, 5, 7):
+        assert generate(model, tokenizer, prompts[:1], max_rows=rows, **settings) == together
+
+
+def test_linear_layers_are_theirs_again_after_a_rollout(tiny, tokenizer, prompts, monkeypatch):
+    model = tiny()
+    inside = []
+
+    def ends(self, ids):
+        inside.append([name for name, one in model.named_modules() if "forward" in vars(one)])
+        raise RuntimeError("a tokenizer that fails")
+
+    monkeypatch.setattr(stops.StopStrings, "__call__", ends)
+    with pytest.raises(RuntimeError, match="a tokenizer that fails"):
+        generate(model, tokenizer, prompts, max_new_tokens=4, stop="x")
+    linears = {n for n, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+    assert linears <= set(inside[0])
+    assert not any("forward" in vars(one) for n, one in model.named_modules() if n in linears)
