@@ -180,9 +180,9 @@ def _collected(
     kept = module._buffers.keys() - module._non_persistent_buffers_set
     held: dict[str, torch.Tensor | None] = dict(module._parameters)
     held |= {name: buffer for name, buffer in module._buffers.items() if name in kept}
-    for name, tensor in held.items():
-        if tensor is not None:
-            yield _joined(path, name), full(tensor)
+    for name, entry in held.items():
+        if entry is not None:
+            yield _joined(path, name), full(entry)
     if whole:
         for name, child in module.named_children():
             yield from _collected(child, _joined(path, name), True, full)
