@@ -45,7 +45,8 @@ def check_models(args: PPOTrainConfig, tokenizer: Any, models: Mapping[str, Any]
 
     Raises:
         TypeError: for what is no tokenizer or no model.
-        ValueError: for a model of the wrong kind, one object in two roles, adapters that are not there, or no padding token.
+        ValueError: for a model of the wrong kind, one object in two roles, adapters that are not
+            there, or no padding token.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"processing_class must be a tokenizer, got {type(tokenizer).__name__}")

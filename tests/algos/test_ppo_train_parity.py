@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import SequentialSampler
 
 import fastrl
-from tests.algos.ppo_train_parity import cases, running
+from tests.algos.ppo_train_parity import cases, running, worker
 
 RECORDED = Path(__file__).parent / "ppo_train_parity" / "recorded"
 
@@ -29,18 +33,40 @@ def in_order(trainer: Any) -> None:
     trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
-def test_logs_and_learns_what_trl_does(case: cases.Case) -> None:
-    recorded = json.loads((RECORDED / f"{case.name}.json").read_text())
-    found = running.run(case, fastrl, recorded["order"], in_order)
+def judge(found: dict[str, Any], recorded: dict[str, Any], uncompared: tuple[str, ...]) -> None:
     assert found["order"] == recorded["order"]
     assert len(found["logs"]) == running.BATCHES
     for batch, (got, want) in enumerate(zip(found["logs"], recorded["logs"], strict=True), 1):
         assert got.keys() == want.keys()
-        for key in want.keys() - set(case.uncompared):
+        for key in want.keys() - set(uncompared):
             slack = KL if key in CANCELLING else ABSOLUTE
             near = math.isclose(got[key], want[key], rel_tol=RELATIVE, abs_tol=slack)
             assert near, f"{key} of batch {batch}: {got[key]} against TRL's {want[key]}"
     for role, want in recorded["ends"].items():
         for name, value in want.items():
             assert found["ends"][role][name] == pytest.approx(value, rel=1e-3), f"{role} {name}"
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_logs_and_learns_what_trl_does(case: cases.Case) -> None:
+    recorded = json.loads((RECORDED / f"{case.name}.json").read_text())
+    judge(running.run(case, fastrl, recorded["order"], in_order), recorded, case.uncompared)
+
+
+@pytest.mark.slow
+def test_two_ranks_log_and_learn_what_trl_does(tmp_path: Path) -> None:
+    recorded = [json.loads((RECORDED / f"two_ranks.rank{r}.json").read_text()) for r in range(2)]
+    torch.save([rank["order"] for rank in recorded], tmp_path / "orders.pt")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--standalone", worker.__file__, str(tmp_path)]
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
+    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    assert all(file.exists() for file in files), done.stderr[-3000:]
+    first, second = (torch.load(file) for file in files)
+    judge(first, recorded[0], ())
+    assert second["order"] == recorded[1]["order"]
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name

@@ -14,6 +14,7 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     model: str = "llama"
     ends: str = "never"  # never | eos | pad: which token comes up before the limit
+    reach: int = 10  # where it may come up; from LENGTH on it does not
     eos_pads: bool = False  # the tokenizer pads with EOS
     lora: bool = False
     # TRL averages this one over padding as well, of positions that no packed pass computes.
@@ -44,5 +45,8 @@ CASES = [
         uncompared=_PADDED,
     ),
     Case("lora", {"cliprange": 0.05, "cliprange_value": 0.05}, "qwen2", lora=True),
+    Case("short", {"stop_token": "eos"}, ends="eos", reach=5, uncompared=_PADDED),
     Case("mini_batches", {"num_mini_batches": 2, "gradient_accumulation_steps": 1}),
 ]
+
+TWO_RANKS = Case("two_ranks", {"gradient_accumulation_steps": 1})

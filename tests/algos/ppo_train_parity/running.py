@@ -6,6 +6,7 @@ has been asked, so both libraries learn from the same responses.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 import zlib
@@ -47,7 +48,7 @@ UNCOMPARED = ("eps", "epoch", "step", "loss", "grad_norm", "learning_rate", "num
 
 
 def rows_of_a_batch(case: Case) -> int:
-    """Prompts that are answered at once: the same number in every case."""
+    """Prompts that a process answers at once."""
     config = {**BASE, **case.config}
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches")
     return int(np.prod([config.get(name, 1) for name in names]))
@@ -73,7 +74,7 @@ class Script:
         number, self.asked[prompt] = self.asked[prompt], self.asked[prompt] + 1
         random = np.random.RandomState(zlib.crc32(str((prompt, number)).encode()))
         ids = random.randint(5, 80, LENGTH).tolist()
-        at = random.randint(1, LENGTH + 3)
+        at = random.randint(1, self.case.reach)
         if self.case.ends == "never" or at >= LENGTH:
             return ids
         if self.case.ends == "eos":
@@ -162,7 +163,7 @@ def parts(case: Case) -> dict[str, Any]:
 
 def config_of(case: Case, library: ModuleType, folder: str) -> Any:
     """The case's configuration, long enough for BATCHES batches."""
-    episodes = BATCHES * rows_of_a_batch(case)
+    episodes = BATCHES * rows_of_a_batch(case) * int(os.environ.get("WORLD_SIZE", "1"))
     return library.PPOConfig(output_dir=folder, total_episodes=episodes, **{**BASE, **case.config})
 
 
@@ -183,20 +184,21 @@ def run(
             eval_dataset=data,
             **parts(case),
         )
-        policy = trainer.model.policy
+        models = trainer.accelerator.unwrap_model(trainer.model)
+        policy, value_model = models.policy, models.value_model
         if case.lora:
             fill_adapters(policy)
         script = Script(case, policy)
         policy.generate = script
         prepare(trainer)
-        models = {"policy": policy, "value": trainer.model.value_model}
+        roles = {"policy": policy, "value": value_model}
         before = {
             role: {name: p.detach().clone() for name, p in model.named_parameters()}
-            for role, model in models.items()
+            for role, model in roles.items()
         }
         np.random.seed(3)
         trainer.train()
         logs = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
-        ends = {role: movement(before[role], model) for role, model in models.items()}
+        ends = {role: movement(before[role], model) for role, model in roles.items()}
     kept = [{k: v for k, v in entry.items() if k not in UNCOMPARED} for entry in logs]
     return {"logs": kept, "order": script.order, "ends": ends}
