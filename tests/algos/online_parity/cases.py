@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -33,7 +34,7 @@ def _grid() -> list[Case]:
 
 def _case(trainer: str, name: str, **given: Any) -> Case:
     """Fields of `Case`, the rest the trainer's configuration."""
-    own = ("model", "lora", "chat", "stream", "evaluate", "rewards", "engine")
+    own = ("model", "lora", "chat", "stream", "evaluate", "by_path", "rewards", "engine")
     fields = {key: given.pop(key) for key in own if key in given}
     script = frozenset(given.pop("script", "").split())
     group = trainer.lower()
@@ -114,10 +115,16 @@ GRPO = [
     _grpo("stream", stream=True),
     _grpo("stream_accumulation", stream=True, num_iterations=2, **SPREAD),
     _grpo("unshuffled", shuffle_dataset=False),
-    _grpo("evaluated", evaluate=True, eval_strategy="steps", eval_steps=4, beta=0.1,
+    _grpo("evaluated", evaluate="one", eval_strategy="steps", eval_steps=4, beta=0.1,
           num_generations_eval=2),
-    _grpo("evaluated_grpo", evaluate=True, eval_strategy="steps", eval_steps=4, loss_type="grpo",
+    _grpo("evaluated_grpo", evaluate="one", eval_strategy="steps", eval_steps=4, loss_type="grpo",
           entropy_coef=0.01, **SPREAD),
+    _grpo("evaluated_sets", evaluate="several", eval_strategy="steps", eval_steps=5),
+    _grpo("stream_evaluated", stream=True, evaluate="one", eval_strategy="steps", eval_steps=5),
+    _grpo("epochs", max_steps=-1, num_train_epochs=2, per_device_train_batch_size=8, **SPREAD),
+    _grpo("epochs_ragged", per_device_train_batch_size=8, steps_per_generation=6,
+          gradient_accumulation_steps=2),
+    _grpo("by_path", by_path=True, model_init_kwargs={"dtype": "float32"}, beta=0.1),
     _grpo("adapter_given", lora="given", beta=0.1),
     _grpo("seldom_logged", logging_steps=5, rewards=("brevity",), **ONCE_STALE),
     _grpo("checkpointed", gradient_checkpointing=True, **ONCE_STALE),
@@ -144,8 +151,38 @@ RLOO = [
     _rloo("chat", chat=True),
     _rloo("moe", model="qwen2_moe", router_aux_loss_coef=0.2),
     _rloo("stream", stream=True),
-    _rloo("evaluated", evaluate=True, eval_strategy="steps", eval_steps=4,
+    _rloo("evaluated", evaluate="one", eval_strategy="steps", eval_steps=4,
           num_generations_eval=2),
+]  # fmt: skip
+
+def _ranks(name: str, trainer: str = "GRPO", **given: Any) -> Case:
+    given = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, **given}
+    return replace(_case(trainer, name, **given), name=name, group="ranks")
+
+
+# Each rank has two rows where a group of four lies across both.
+ACROSS = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+
+RANKS = [
+    *(_ranks(loss, loss_type=loss, **ONCE_STALE) for loss in LOSSES),
+    _ranks("across_dapo", beta=0.1, **ACROSS),
+    _ranks("across_bnpo", loss_type="bnpo", num_iterations=2, **ACROSS),
+    _ranks("scale_batch", scale_rewards="batch"),
+    _ranks("unscorable", rewards=("brevity",), **ACROSS),
+    _ranks("truncated", mask_truncated_completions=True, num_iterations=2),
+    _ranks("quantile", top_entropy_quantile=0.5),
+    _ranks("adaptive", use_adaptive_entropy=True, entropy_target=4.26),
+    _ranks("engine", engine=True, script="holes", vllm_importance_sampling_mode="token_mask"),
+    _ranks("extra_field", rewards=("luckiness", "spelling"), script="luck"),
+    _ranks("generates_rarely", steps_per_generation=4),
+    _ranks("synced", sync_ref_model=True, ref_model_sync_steps=3, beta=0.2),
+    _ranks("lora", lora="new", beta=0.1),
+    _ranks("moe", model="qwen2_moe"),
+    _ranks("stream", stream=True),
+    _ranks("evaluated", evaluate="one", eval_strategy="steps", eval_steps=4, **ACROSS),
+    _ranks("rloo", "RLOO", num_iterations=2),
+    _ranks("rloo_across", "RLOO", normalize_advantages=True, **ACROSS),
+    _ranks("rloo_lora", "RLOO", lora="new"),
 ]  # fmt: skip
 
 ALL = [*GRID, *GRPO, *RLOO]

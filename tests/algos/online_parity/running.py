@@ -11,12 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import PrinterCallback
+import transformers
+from datasets import Dataset
 
 from tests.algos.online_parity import making
 
-# Wall-clock figures, and what only one side logs.
-UNCOMPARED = ("runtime", "per_second", "total_flos", "train_loss", "epoch", "step", "step_time")
+# Wall-clock figures.
+UNCOMPARED = ("runtime", "per_second", "step_time")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Case:
     model: str = "qwen2"
     lora: str = ""  # new: as a peft_config; given: a PeftModel with an adapter of its own
     chat: bool = False
-    stream: bool = False  # an IterableDataset
-    evaluate: bool = False
+    stream: bool = False  # IterableDatasets
+    by_path: bool = False  # the model is given as where it lies
+    evaluate: str = ""  # one | several evaluation sets
     rewards: tuple[str, ...] = ("spelling", "brevity")
     script: frozenset[str] = frozenset()  # logps, holes, luck, env_mask: see `making.Script`
     engine: bool = False  # logps are vLLM's
@@ -57,7 +59,11 @@ BASE: dict[str, Any] = {
 
 
 def _policy(case: Case, folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"model": making.saved_model(folder, case.model)}
+    place = making.saved_model(folder, case.model)
+    if case.by_path:
+        return {"model": str(place)}
+    auto = transformers.AutoModelForCausalLM
+    found: dict[str, Any] = {"model": auto.from_pretrained(place, dtype=torch.float32)}
     if case.lora:
         from peft import LoraConfig, get_peft_model
 
@@ -84,17 +90,22 @@ def _rewards(case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
+def _data(case: Case, rows: list[Dataset]) -> dict[str, Any]:
+    train, *others = (part.to_iterable_dataset() if case.stream else part for part in rows)
+    sets = {"": None, "one": others[0], "several": dict(zip(("near", "far"), others, strict=True))}
+    return {"train_dataset": train, "eval_dataset": sets[case.evaluate]}
+
+
 def trainer_of(
     case: Case, library: ModuleType, folder: Path, give: Callable, claim: Callable
 ) -> tuple[Any, making.Script]:
     """The case's trainer, ready to train, and what answers for its policy."""
     torch.manual_seed(0)
-    rows = [making.prompts(40, case.chat), making.prompts(6, case.chat, seed=1)]
+    sizes = {0: 40, 1: 6, 2: 4}
+    rows = [making.prompts(size, case.chat, seed) for seed, size in sizes.items()]
     script = making.Script(rows, case.script)
     config = getattr(library, f"{case.trainer}Config")(str(folder), **{**BASE, **case.config})
-    data = {"train_dataset": rows[0].to_iterable_dataset() if case.stream else rows[0]}
-    if case.evaluate:
-        data["eval_dataset"] = rows[1]
+    data = _data(case, rows)
     if case.trainer == "GRPO":
         data["rollout_func"] = script.rollout
     trainer = getattr(library, f"{case.trainer}Trainer")(
@@ -128,7 +139,7 @@ def run(
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer, script = trainer_of(case, library, Path(name), give, claim)
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         history = trainer.state.log_history
     logs: dict[str, list[float | None]] = {}
@@ -136,11 +147,6 @@ def run(
         if "train_runtime" in entry:
             continue
         for key, value in entry.items():
-            if not _uncompared(key):
+            if not key.endswith(UNCOMPARED):
                 logs.setdefault(key, []).append(value)
     return {"logs": logs, "asked": script.asked}
-
-
-def _uncompared(key: str) -> bool:
-    bare = key.removeprefix("eval_")
-    return bare in UNCOMPARED or any(bare.endswith(part) for part in UNCOMPARED[:2])
