@@ -1,12 +1,15 @@
 // fastrl._core_cpu: the CPU library for Python. Pointers cross as integers (tensor.data_ptr()).
 // Every function releases the GIL.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 
 #include "cpu/isa.h"
 #include "cpu/ops.h"
 #include "cpu/pages.h"
+#include "cpu/segment_attention.h"
 
 namespace py = pybind11;
 using namespace fastrl;  // NOLINT
@@ -19,6 +22,31 @@ using Unlocked = py::call_guard<py::gil_scoped_release>;
 template <typename T>
 [[maybe_unused]] T* at(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+using Strides = std::array<int64_t, 2>;  // from token to token, from head to head
+
+cpu::Rows rows_of(Address data, const Strides& strides) {
+  return {at<float>(data), strides[0], strides[1]};
+}
+
+// Lengths, segments before and asking tokens of `segments` segments, one list behind the other.
+cpu::SegmentBatch segment_batch(const std::array<Address, 3>& heads_of,
+                                const std::array<Strides, 3>& strides, Address table,
+                                int64_t segments, int64_t heads, int64_t kv_heads, int64_t width,
+                                double scaling, int64_t window) {
+  const int64_t* lists = at<int64_t>(table);
+  cpu::SegmentBatch batch{};
+  batch.query = rows_of(heads_of[0], strides[0]);
+  batch.key = rows_of(heads_of[1], strides[1]);
+  batch.value = rows_of(heads_of[2], strides[2]);
+  batch.segments = {segments, lists, lists + segments, lists + 2 * segments};
+  batch.heads = heads;
+  batch.kv_heads = kv_heads;
+  batch.width = width;
+  batch.scaling = static_cast<float>(scaling);
+  batch.window = window;
+  return batch;
 }
 
 }  // namespace
@@ -156,6 +184,29 @@ PYBIND11_MODULE(_core_cpu, m) {
                               answer_slots, answer_room, at<int64_t>(prompt_of),
                               at<int64_t>(prompt_lengths), at<int64_t>(answer_lengths),
                               static_cast<float>(scaling), window, at<void>(out), n_threads);
+      },
+      Unlocked());
+  m.def(
+      "segment_attention_forward",
+      [](std::array<Address, 3> qkv, std::array<Strides, 3> strides, Address table,
+         int64_t segments, int64_t heads, int64_t kv_heads, int64_t width, double scaling,
+         int64_t window, Address out, Address lse, int n_threads) {
+        cpu::segment_attention_forward(
+            segment_batch(qkv, strides, table, segments, heads, kv_heads, width, scaling, window),
+            at<float>(out), at<float>(lse), n_threads);
+      },
+      Unlocked());
+  m.def(
+      "segment_attention_backward",
+      [](std::array<Address, 3> qkv, std::array<Strides, 3> strides, Address table,
+         int64_t segments, int64_t heads, int64_t kv_heads, int64_t width, double scaling,
+         int64_t window, Address out, Address lse, Address out_gradient,
+         std::array<Address, 3> gradients, int n_threads) {
+        cpu::segment_attention_backward(
+            segment_batch(qkv, strides, table, segments, heads, kv_heads, width, scaling, window),
+            {at<float>(out), at<float>(lse), at<float>(out_gradient), at<float>(gradients[0]),
+             at<float>(gradients[1]), at<float>(gradients[2])},
+            n_threads);
       },
       Unlocked());
   m.def(

@@ -79,6 +79,14 @@ void decode_attention(const void* query, int dtype, int64_t rows, int64_t heads,
                       const int64_t* answer_lengths, float scaling, int64_t window, void* out,
                       int n_threads);
 
+// Attention of segments laid end to end, fp32; see segment_attention.h. out: (queries, heads,
+// width), lse: (heads, queries). Of the batch, the driver makes `queries`, `keys` and `blocks`.
+struct SegmentBatch;
+struct SegmentGradients;
+void segment_attention_forward(const SegmentBatch& batch, float* out, float* lse, int n_threads);
+void segment_attention_backward(const SegmentBatch& batch, const SegmentGradients& gradients,
+                                int n_threads);
+
 // x: (rows, depth), weight: (width, depth), bias: (width) or null, out: (rows, width). A row's bits
 // depend neither on the other rows nor on the number of threads.
 void few_rows_linear(const float* x, int64_t rows, int64_t depth, const float* weight,

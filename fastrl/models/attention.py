@@ -12,16 +12,17 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastrl.models import varlen
+from fastrl.ops.segment_attention import Segments as Seen
+from fastrl.ops.segment_attention import segment_attention
 
 PREFIX = "fastrl_"
 SERVED = ("sdpa", "eager")
@@ -57,37 +58,17 @@ class Attends(Protocol):
 
 
 @dataclass(frozen=True)
-class Segments:
-    """Which stretch of the packed row attends to which.
+class Segments(Seen):
+    """Which stretch of the packed row attends to which, and what of it the model is to know."""
 
-    Segment i is the next `lengths[i]` tokens. It sees itself causally; and before that all of
-    segment `after[i]`, if that is not -1, which several segments may continue.
-    """
-
-    lengths: tuple[int, ...]
-    after: tuple[int, ...]
     # How many of each segment's last tokens have a hidden state that is read; None: all.
     wanted: tuple[int, ...] | None = None
-    # How many of each segment's last tokens have a query; None: all.
-    asking: tuple[int, ...] | None = None
     windows: list[int | None] | None = None  # if a list: each layer appends its sliding window
-    _cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of_lengths(lengths: list[int]) -> Segments:
         """Rows of these lengths end to end, each attending to itself."""
         return Segments(tuple(lengths), (-1,) * len(lengths))
-
-    @property
-    def key_lengths(self) -> list[int]:
-        """How many keys each segment sees."""
-        before = (0 if other < 0 else self.lengths[other] for other in self.after)
-        return [length + more for length, more in zip(self.lengths, before, strict=True)]
-
-    @property
-    def query_lengths(self) -> tuple[int, ...]:
-        """How many queries each segment has."""
-        return self.lengths if self.asking is None else self.asking
 
     @property
     def offset(self) -> bool:
@@ -107,21 +88,6 @@ class Segments:
             joined = torch.tensor(list(itertools.chain.from_iterable(places)), dtype=torch.int64)
             self._cache["kept"] = joined.to(device)
         return self._cache["kept"]
-
-    @property
-    def shared(self) -> bool:
-        """Whether some segment continues another."""
-        return max(self.after, default=-1) >= 0
-
-    def keys(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """What each segment sees of a (1, H, N, Dh) tensor of keys or values.
-
-        `split`, not slices: its backward is one concatenation instead of a full-size sum per
-        segment, and gradients of a shared stretch are summed in the order of the segments.
-        """
-        own = tensor.split(self.lengths, dim=2)
-        pairs = zip(own, self.after, strict=True)
-        return [one if i < 0 else torch.cat([own[i], one], dim=2) for one, i in pairs]
 
     def attend(
         self,
@@ -146,17 +112,6 @@ class Segments:
             self._cache[device] = bounds.to(device).unbind()
         return self._cache[device]
 
-    def band(
-        self, queries: int, keys: int, window: int | None, device: torch.device
-    ) -> torch.Tensor:
-        """(queries, keys) bool: the last query is at the last key; t sees t - window < s <= t."""
-        key = (queries, keys, window, device)
-        if key not in self._cache:
-            ones = torch.ones(queries, keys, dtype=torch.bool, device=device)
-            seen = ones.tril(keys - queries)
-            self._cache[key] = seen if window is None else seen.triu(keys - queries + 1 - window)
-        return self._cache[key]
-
 
 def attend_segments(
     query: torch.Tensor,
@@ -180,28 +135,8 @@ def attend_segments(
     """
     if varlen.serves(query, key, dropout, window, segments.offset):
         return _fused(query, key, value, segments, scaling, window)
-    grouped = query.shape[1] != key.shape[1]
-    parts = []
-    splits = (query.split(segments.query_lengths, dim=2), segments.keys(key), segments.keys(value))
-    for q, k, v in zip(*splits, strict=True):
-        queries, keys = q.shape[2], k.shape[2]
-        if queries == 0:
-            continue
-        band = None
-        if queries != keys or (window is not None and window < keys):
-            band = segments.band(queries, keys, window, q.device)
-        part = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=band,
-            dropout_p=dropout,
-            is_causal=band is None,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        parts.append(part.transpose(1, 2))
-    return torch.cat(parts, dim=1)
+    how = (segments, scaling, dropout, window)
+    return segment_attention(query, key, value, *how)
 
 
 def _fused(

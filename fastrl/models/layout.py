@@ -108,7 +108,9 @@ def _pack(
         "position_ids": positions[None],
         # A mask that is 4-D already is passed through by every mask function; ours never reads it.
         "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
-        "fastrl_segments": Segments(tuple(laid.count.tolist()), tuple(laid.after.tolist()), wanted),
+        "fastrl_segments": Segments(
+            tuple(laid.count.tolist()), tuple(laid.after.tolist()), wanted=wanted
+        ),
         "use_cache": False,
     }
     lengths = np.repeat(spans.length[laid.span], laid.count)[None]

@@ -11,6 +11,7 @@ from fastrl.ops.linear_token_logprobs import linear_token_logprobs
 from fastrl.ops.penalise import penalise
 from fastrl.ops.plan_packing import PackingPlan, plan_packing
 from fastrl.ops.sample import gumbel_noise, sample
+from fastrl.ops.segment_attention import segment_attention
 from fastrl.ops.shaped_rewards import shaped_rewards
 from fastrl.ops.token_logprobs import token_logprobs
 from fastrl.ops.whiten import whiten
@@ -28,6 +29,7 @@ __all__ = [
     "penalise",
     "plan_packing",
     "sample",
+    "segment_attention",
     "set_logits_budget",
     "shaped_rewards",
     "token_logprobs",
