@@ -29,7 +29,6 @@ from fastrl.algos.grpo_losses import (
 )
 from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.online import GRPO
-from fastrl.models.policy import require_fp32_head
 from fastrl.ops.group_advantages import group_advantages
 from fastrl.train.batch import Batch
 from fastrl.train.collecting import weighted_total
@@ -119,8 +118,6 @@ class GRPOTrainer(OnlineTrainer):
             environment_factory=environment_factory,
         )
         args = self.args
-        if args.cast_lm_head_to_fp32:
-            require_fp32_head(self.model)
         self._settings = Settings.of(args)
         self._corrects = args.use_vllm and args.vllm_importance_sampling_correction
         self.entropy_coef = args.entropy_coef

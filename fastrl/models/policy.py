@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fastrl.models import door, handshake, layout, noise, router, spans
+from fastrl.models import door, handshake, layout, noise, router, spans, trial
 from fastrl.models.handshake import LanguageModel, Plan
 from fastrl.ops._linear_tiles import STATISTICS
 from fastrl.types import LogProbs, Tokens
@@ -110,7 +110,10 @@ def logprobs(
         return _soft_prompt_logprobs(model, tokens, temperature, tuple(stats), routed)
     own_forward = routed and (plan.head is None or not router.from_gates(instance))
     if plan.packed and not own_forward:
-        limit = None if torch.is_grad_enabled() else PACK_TOKENS.get(tokens.ids.device.type, 8192)
+        limit = None
+        # Parameters spread over ranks are gathered at every pass, so all make the same number.
+        if not torch.is_grad_enabled() and not trial.partitioned(instance):
+            limit = PACK_TOKENS.get(tokens.ids.device.type, 8192)
         share = plan.shares_prefix and not routed and not noise.active(instance)
         trim = plan.trims and not routed
         places = layout.packed(tokens, limit, share, whole=routed, trim=trim)

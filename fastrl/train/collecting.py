@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fastrl.train.experience import Drawn, Experience, padded, put
 
 Row = dict[str, Any]
 
+_IDLE = 10  # generation batches that teach nothing before it is said
 _UNSCORED = ("prompt", "completion", "completion_ids")
 
 
@@ -64,6 +66,7 @@ class Collecting:
         self.completions = CompletionLog(trainer.args, trainer.accelerator, rewards.names)
         self._user_metrics: dict[str, list[float]] = defaultdict(list)
         self._prompts_seen = 0
+        self._idle = 0  # generation batches on end that taught nothing
 
     def slices(self, rows: list[Row], count: int) -> list[Experience]:
         """Answers to the rows of this process: in training shuffled and cut, else whole.
@@ -257,6 +260,21 @@ class Collecting:
             drawn.prompts, drawn.completions, scores.tolist(), advantages.tolist(), found.logged
         )
         self._record_user_metrics()
+        self._advise(scores)
+
+    def _advise(self, scores: torch.Tensor) -> None:
+        """Say it once if for many generation batches on end no group's rewards differed."""
+        group = self._trainer.group_size
+        lively = len(dull(scores, self._trainer.reward_weights, group)) < len(scores) // group
+        self._idle = 0 if lively else self._idle + 1
+        if self._idle == _IDLE:
+            warnings.warn(
+                f"in each of the last {_IDLE} generation batches all answers to a prompt scored "
+                "alike, so nothing was learnt: look at completions (log_completions=True), give "
+                "partial credit, raise temperature or num_generations, choose prompts that are "
+                "neither too hard nor too easy, or set dynamic_sampling=True",
+                stacklevel=2,
+            )
 
     def _record_user_metrics(self) -> None:
         """What reward functions logged, a mean over the values of all processes."""

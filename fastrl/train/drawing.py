@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,8 +64,7 @@ class InProcess:
 
     def _settings(self, args: OnlineConfig) -> dict[str, Any]:
         length = args.max_completion_length
-        config = door.find(self.model)[0].config.get_text_config()
-        table = getattr(config, "max_position_embeddings", None)
+        table = position_limit(self.model)
         if length is None and table is None:
             raise ValueError(
                 "max_completion_length=None leaves the length to the model's positions, but it "
@@ -150,6 +150,12 @@ class DrawnBy:
     rollout_func: RolloutFunction | None = None
     environments: Environments | None = None
 
+    @property
+    def has_tools(self) -> bool:
+        """Whether answers may call tools, those of environments among them."""
+        own = self.environments is not None and bool(self.environments.tools)
+        return own or bool(self.tools)
+
     @staticmethod
     def of(tools: Any, rollout_func: Any, environment_factory: Any) -> DrawnBy:
         """From a trainer's arguments.
@@ -170,6 +176,12 @@ class DrawnBy:
         return DrawnBy(tools, None, Environments(environment_factory, tools))
 
 
+def position_limit(model: nn.Module) -> int | None:
+    """Most tokens of prompt and answer together by the model's configuration, if it says."""
+    config = door.find(model)[0].config.get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
 class Drawing:
     """Rows in, answers out.
 
@@ -188,26 +200,42 @@ class Drawing:
         self._engine = InProcess(trainer.model, args, self._tokenizer)
         self._vllm = vllm(trainer, self._engine.sampling) if args.use_vllm else None
         self._synced = -1  # the optimizer step whose weights vLLM has
-        self._loop: ToolLoop | None = None
-        if drawn_by.tools or drawn_by.environments is not None:
-            self._loop = ToolLoop(
-                self._tokenizer,
-                drawn_by.tools,
-                generate=self.complete,
-                max_iterations=args.max_tool_calling_iterations,
-                max_completion_length=args.max_completion_length,
-                chat_template_kwargs=self._chat,
-                max_model_length=args.vllm_max_model_length if args.use_vllm else None,
-                anyone=self.anyone,
-            )
+        self._loop = self._tool_loop(drawn_by) if drawn_by.has_tools else None
+
+    def _tool_loop(self, drawn_by: DrawnBy) -> ToolLoop:
+        args = self._trainer.args
+        room = args.vllm_max_model_length if args.use_vllm else None
+        return ToolLoop(
+            self._tokenizer,
+            drawn_by.tools,
+            generate=self.complete,
+            max_iterations=args.max_tool_calling_iterations,
+            max_completion_length=args.max_completion_length,
+            chat_template_kwargs=self._chat,
+            max_model_length=room or position_limit(self._trainer.model),
+            anyone=self.anyone,
+        )
 
     def draw(self, rows: list[dict[str, Any]]) -> Drawn:
         """An answer to the prompt of each row; what equal neighbours share is computed once."""
-        if self._loop is not None:
-            return self._episodes(rows)
-        prompts = [row["prompt"] for row in rows]
+        environments = None
+        if self._environments is not None:
+            environments, conversations = self._environments.open(rows)
+            prompts: list[Text] = list(conversations)
+        else:
+            prompts = [row["prompt"] for row in rows]
+        with self._awake():
+            drawn = self._found(prompts, environments)
+        return replace(drawn, environments=environments)
+
+    def _found(self, prompts: list[Text], environments: list[Any] | None) -> Drawn:
         if self._rollout_func is not None:
-            return self._rolled_out(prompts)
+            return self._rolled_out(self._rollout_func, prompts)
+        if self._loop is not None:
+            return self._episodes(self._loop, prompts, environments)
+        return self._answered(prompts)
+
+    def _answered(self, prompts: list[Text]) -> Drawn:
         ids = self.token_ids(prompts)
         found = self.complete(ids)
         answers = [list(one.token_ids) for one in found]
@@ -219,14 +247,8 @@ class Drawing:
             sampled_logp=None if self._vllm is None else [one.logp_full for one in found],
         )
 
-    def _episodes(self, rows: list[dict[str, Any]]) -> Drawn:
-        assert self._loop is not None
-        environments = None
-        prompts: list[Text] = [row["prompt"] for row in rows if "prompt" in row]
-        if self._environments is not None:
-            environments, conversations = self._environments.open(rows)
-            prompts = list(conversations)
-        found = self._loop.run(prompts, environments)  # type: ignore[arg-type]
+    def _episodes(self, loop: ToolLoop, prompts: list[Any], environments: Any) -> Drawn:
+        found = loop.run(prompts, environments)
         return Drawn(
             prompts,
             [episode.messages for episode in found],
@@ -236,7 +258,6 @@ class Drawing:
             None if self._vllm is None else [episode.logp for episode in found],
             tool_calls=sum(episode.calls for episode in found),
             tool_failures=sum(episode.failures for episode in found),
-            environments=environments,
         )
 
     @property
@@ -258,20 +279,25 @@ class Drawing:
         """One completion of each prompt, of at most `room` tokens."""
         requests = self._engine.requests(prompts, room)
         if self._vllm is None:
-            several = self._engine.answers(requests)
-        else:
-            self._sync()
-            several = self._vllm.answers(requests)
-            self._vllm.sleep()
-        return [one for answers in several for one in answers]
+            return [one for answers in self._engine.answers(requests) for one in answers]
+        found = [one for answers in self._vllm.answers(requests) for one in answers]
+        # Under filters vLLM tells only what it drew with, which is what TRL compares with.
+        return [
+            one if one.logp_full is not None else replace(one, logp_full=one.logp) for one in found
+        ]
 
-    def _sync(self) -> None:
-        """Give vLLM the present weights, once an optimizer step."""
-        assert self._vllm is not None
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """vLLM, if it draws, with the present weights; given up again if it may sleep."""
+        if self._vllm is None:
+            yield
+            return
         step = self._trainer.state.global_step
         if step != self._synced or self._trainer.args.vllm_enable_sleep_mode:
             self._vllm.sync(self._trainer.model_wrapped, self._trainer.accelerator)
             self._synced = step
+        yield
+        self._vllm.sleep()
 
     def token_ids(self, prompts: list[Text]) -> list[list[int]]:
         """Prompts as the model is given them, conversations with their template."""
@@ -293,9 +319,8 @@ class Drawing:
             return list(texts)
         return [[{"role": "assistant", "content": text}] for text in texts]
 
-    def _rolled_out(self, prompts: list[Text]) -> Drawn:
-        assert self._rollout_func is not None
-        output = dict(self._rollout_func(copy.deepcopy(prompts), self._trainer))
+    def _rolled_out(self, rollout_func: RolloutFunction, prompts: list[Text]) -> Drawn:
+        output = dict(rollout_func(copy.deepcopy(prompts), self._trainer))
         check_rollout(output, len(prompts))
         extra = {key: given for key, given in output.items() if key not in _ROLLED}
         written = extra.pop("env_mask", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +11,10 @@ import torch
 from accelerate.utils import set_seed as set_rank_seed
 from datasets import Dataset, IterableDataset
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from fastrl.models.policy import logprobs
+from fastrl.models.policy import logprobs, require_fp32_head
 from fastrl.rewards.running import RewardFunctions
 from fastrl.train import online_setup, setup
 from fastrl.train.balance import balanced
@@ -27,9 +26,8 @@ from fastrl.train.experience import Experience, joined, regrouped
 from fastrl.train.frozen import Reference
 from fastrl.train.host_metrics import HostMetrics
 from fastrl.train.online_config import OnlineConfig
-from fastrl.train.repeat import RepeatSampler, repeat_iterable_dataset
+from fastrl.train.prompt_batches import PromptTrainer
 from fastrl.train.slice_metrics import SliceMetrics
-from fastrl.train.trainer import Trainer
 from fastrl.types import LogProbs
 
 Rows = list[dict[str, Any]]
@@ -40,7 +38,23 @@ def as_they_are(rows: Rows) -> Rows:
     return rows
 
 
-class OnlineTrainer(Trainer):
+class Step(list[Rows]):
+    """The rows of an optimizer step; iterating over it draws the answers and gives its passes.
+
+    transformers restores the generators' states of a checkpoint between asking for an optimizer
+    step's batches and iterating over them, and what is drawn has to be drawn after that.
+    """
+
+    def __init__(self, batches: list[Rows], passes: Callable[[list[Rows]], list[Batch]]) -> None:
+        super().__init__(batches)
+        self._make = passes
+
+    def __iter__(self) -> Iterator[Any]:
+        """The passes, as many as there were batches."""
+        return iter(self._make(list(super().__iter__())))
+
+
+class OnlineTrainer(PromptTrainer):
     """A `Trainer` whose batches are drawn from the policy and scored by reward functions.
 
     A subclass states two things: what it collects (`experience`) and what it minimises
@@ -123,6 +137,8 @@ class OnlineTrainer(Trainer):
     ) -> None:
         """What stands beside the model: rewards, reference, engine, logs."""
         args = self.args
+        if self._fp32_head:
+            require_fp32_head(self.model)
         functions = online_setup.reward_functions(
             reward_funcs, reward_processing_classes, args, self.accelerator, drawn_by
         )
@@ -212,76 +228,18 @@ class OnlineTrainer(Trainer):
         )
         return online_setup.answers_only(found, tensors["completion_ids"].shape[1]).logp
 
-    # --- batches ---------------------------------------------------------------------------------
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt"]
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Generation batches of rows, each as often as it is trained on."""
-        self._micro_step, self._slices = 0, []
-        args, dataset = self.args, self.train_dataset
-        if isinstance(dataset, IterableDataset):
-            if args.shuffle_dataset:
-                dataset = dataset.shuffle(seed=args.seed)
-            dataset = repeat_iterable_dataset(dataset, *self._repeats)
-        return self._get_dataloader(
-            dataset=dataset,
-            description="Training",
-            batch_size=self._train_batch_size * args.steps_per_generation,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    @property
-    def _repeats(self) -> tuple[int, int, int]:
-        """(completions a prompt, prompts of a generation batch, uses of it)."""
-        args = self.args
-        group = args.num_generations
-        uses = args.num_iterations * args.steps_per_generation
-        return group, args.generation_batch_size // group, uses
-
-    @property
-    def group_size(self) -> int:
-        """G: completions of each prompt; in evaluation it may be another number."""
-        args = self.args
-        return args.num_generations if self.model.training else self._eval_group
-
-    @property
-    def _eval_group(self) -> int:
-        return self.args.num_generations_eval or self.args.num_generations
-
-    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
-        dataset = self.train_dataset if dataset is None else dataset
-        args = self.args
-        return RepeatSampler(dataset, *self._repeats, shuffle=args.shuffle_dataset, seed=args.seed)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> RepeatSampler:
-        return RepeatSampler(eval_dataset, self._eval_group, seed=self.args.seed)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As transformers'; of a stream each prompt is repeated too."""
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(eval_dataset, IterableDataset):
-            shuffled = eval_dataset.shuffle(seed=self.args.seed)
-            eval_dataset = repeat_iterable_dataset(shuffled, self._eval_group)
-        return super().get_eval_dataloader(eval_dataset)
-
-    def prepare_eval_dataset(self, dataset: Any) -> Any:
-        """Rows are prepared when answers are drawn."""
-        online_setup.check_rows("eval_dataset", dataset)
-        return dataset
-
     # --- a step ----------------------------------------------------------------------------------
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
+        """The batches of an optimizer step, which become its passes when they are iterated over."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return Step(batches, self._step_of), None
+
+    def _step_of(self, batches: list[Rows]) -> list[Batch]:
         """The passes of an optimizer step: answers are drawn where their turn has come."""
         begin = time.perf_counter()
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.model.train()
         every = self.args.steps_per_generation * self.args.num_iterations
         slices = []
@@ -290,8 +248,9 @@ class OnlineTrainer(Trainer):
                 self._slices = self._collecting.slices(rows, self.args.steps_per_generation)
             slices.append(self._slices[self._micro_step % self.args.steps_per_generation])
             self._micro_step += 1
+        passes = self._passes(slices)
         self._step_seconds += time.perf_counter() - begin
-        return (self._passes(slices) if slices else []), None
+        return passes
 
     def _passes(self, slices: list[Experience]) -> list[Batch]:
         """As many passes as slices, each with rows that are cheap to compute together."""

@@ -168,7 +168,8 @@ def check_prompts(
         try:
             refuse_prompts(door.find(model)[0], [ids])
         except ValueError as error:
-            raise ValueError(f"train_dataset row {row}: {error}") from None
+            told = str(error).replace("prompts[0]", "its prompt")
+            raise ValueError(f"train_dataset row {row}: {told}") from None
 
 
 def reward_functions(

@@ -1,0 +1,82 @@
+"""A trainer's batches where each prompt is answered several times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import IterableDataset
+from torch.utils.data import DataLoader
+
+from fastrl.train import online_setup
+from fastrl.train.experience import Experience
+from fastrl.train.online_config import OnlineConfig
+from fastrl.train.repeat import RepeatSampler, repeat_iterable_dataset
+from fastrl.train.trainer import Trainer
+
+
+class PromptTrainer(Trainer):
+    """A `Trainer` that takes generation batches: rows of prompts, each G times."""
+
+    args: OnlineConfig
+    _micro_step: int  # micro-steps taken in this training
+    _slices: list[Experience]  # of the present generation batch
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt"]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Generation batches of rows, each as often as it is trained on."""
+        self._micro_step, self._slices = 0, []
+        args, dataset = self.args, self.train_dataset
+        if isinstance(dataset, IterableDataset):
+            if args.shuffle_dataset:
+                dataset = dataset.shuffle(seed=args.seed)
+            dataset = repeat_iterable_dataset(dataset, *self._repeats)
+        return self._get_dataloader(
+            dataset=dataset,
+            description="Training",
+            batch_size=self._train_batch_size * args.steps_per_generation,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    @property
+    def _repeats(self) -> tuple[int, int, int]:
+        """(completions a prompt, prompts of a generation batch, uses of it)."""
+        args = self.args
+        group = args.num_generations
+        uses = args.num_iterations * args.steps_per_generation
+        return group, args.generation_batch_size // group, uses
+
+    @property
+    def group_size(self) -> int:
+        """G: completions of each prompt; in evaluation it may be another number."""
+        args = self.args
+        return args.num_generations if self.model.training else self._eval_group
+
+    @property
+    def _eval_group(self) -> int:
+        return self.args.num_generations_eval or self.args.num_generations
+
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        dataset = self.train_dataset if dataset is None else dataset
+        args = self.args
+        return RepeatSampler(dataset, *self._repeats, shuffle=args.shuffle_dataset, seed=args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> RepeatSampler:
+        return RepeatSampler(eval_dataset, self._eval_group, seed=self.args.seed)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As transformers'; of a stream each prompt is repeated too."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(eval_dataset, IterableDataset):
+            shuffled = eval_dataset.shuffle(seed=self.args.seed)
+            eval_dataset = repeat_iterable_dataset(shuffled, self._eval_group)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def prepare_eval_dataset(self, dataset: Any) -> Any:
+        """Rows are prepared when answers are drawn."""
+        online_setup.check_rows("eval_dataset", dataset)
+        return dataset
