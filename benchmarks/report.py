@@ -19,6 +19,11 @@ TARGETS: dict[str, tuple[float, float | None]] = {
     "DPOTrainer step": (3, 4.7),
     "KTOTrainer step": (2.5, 4.4),
     "RewardTrainer step": (1.7, 3),
+    "GRPOTrainer step, completions given": (4, None),
+    "GRPOTrainer step, completions given, prompts of 512": (6, None),
+    "GRPOTrainer step, generation and all": (3.5, None),
+    "Generation of 4 prompts × 8": (3, 5),
+    "RLOOTrainer step, generation and all": (3.5, None),
     "SFTTrainer of 20k conversations": (2, None),
     "token_logprobs + entropy, 512x151936 fp32": (8, 25),
     "token_logprobs + entropy, 512x151936 bf16": (8, 25),
@@ -28,7 +33,14 @@ TARGETS: dict[str, tuple[float, float | None]] = {
     "plan_packing of 1M lengths": (100, 360),
 }
 # row -> at most this share of the peer's memory
-MEMORY_TARGETS = {"PPOTrainer.step": 0.5}
+MEMORY_TARGETS = {
+    "PPOTrainer.step": 0.5,
+    "GRPOTrainer step, completions given": 0.5,
+    "GRPOTrainer step, completions given, prompts of 512": 0.5,
+    "GRPOTrainer step, generation and all": 0.5,
+    "Generation of 4 prompts × 8": 0.5,
+    "RLOOTrainer step, generation and all": 0.5,
+}
 MEMORY_TARGET = 0.6  # of every other row
 
 
@@ -111,7 +123,7 @@ medians of the rounds; the clock runs inside the process, around the call. The p
 nothing is set that a user does not get, and every pair of rounds is checked to have done the same
 work. Memory is the high-water mark of resident memory in the measured steps (VmHWM, reset through
 clear_refs before each), less what was resident when models and trainer stood, less the optimizer's
-state. A step of an offline trainer is all that lies between two logs of one `trainer.train()` that
+state. A step of a trainer but PPO's is all that lies between two logs of one `trainer.train()` that
 logs every step: collation, forward, backward, clipping, the optimizer, the metrics. The torch side
 of an operation is what a careful user writes without a library (`benchmarks/workers/tensor_op.py`).
 TRL's planner is timed without its sort by length, fastrl's with it."""
