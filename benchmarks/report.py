@@ -22,7 +22,7 @@ TARGETS: dict[str, tuple[float, float | None]] = {
     "GRPOTrainer step, completions given": (4, None),
     "GRPOTrainer step, completions given, prompts of 512": (6, None),
     "GRPOTrainer step, generation and all": (3.5, None),
-    "Generation of 4 prompts × 8": (3, 5),
+    "Generation of 4 prompts, 8 answers each": (3, 5),
     "RLOOTrainer step, generation and all": (3.5, None),
     "SFTTrainer of 20k conversations": (2, None),
     "token_logprobs + entropy, 512x151936 fp32": (8, 25),
@@ -38,7 +38,7 @@ MEMORY_TARGETS = {
     "GRPOTrainer step, completions given": 0.5,
     "GRPOTrainer step, completions given, prompts of 512": 0.5,
     "GRPOTrainer step, generation and all": 0.5,
-    "Generation of 4 prompts × 8": 0.5,
+    "Generation of 4 prompts, 8 answers each": 0.5,
     "RLOOTrainer step, generation and all": 0.5,
 }
 MEMORY_TARGET = 0.6  # of every other row

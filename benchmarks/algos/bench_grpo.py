@@ -16,7 +16,7 @@ ROWS = {
     "grpo_given": "GRPOTrainer step, completions given",
     "grpo_given_long": "GRPOTrainer step, completions given, prompts of 512",
     "grpo": "GRPOTrainer step, generation and all",
-    "generation": "Generation of 4 prompts × 8",
+    "generation": "Generation of 4 prompts, 8 answers each",
 }
 
 
