@@ -89,9 +89,9 @@ def train_form(given: Mapping[str, Any]) -> Any:
     if given.keys() <= classic:
         return None
     from fastrl.algos.ppo_train_config import PPOTrainConfig
+    from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
 
-    known = {f.name for f in fields(PPOTrainConfig) if f.init}
-    known |= PPOTrainConfig._legacy_fields.keys()
+    known = {f.name for f in fields(PPOTrainConfig) if f.init} | TRAINING_ARGUMENTS.keys()
     asked = sorted(given.keys() & known - classic)
     if not asked:
         return None
@@ -267,4 +267,5 @@ class PPOConfig:
 
 
 _, *_FIELDS = inspect.signature(PPOConfig.__init__).parameters.values()
-PPOConfig.__signature__ = inspect.Signature(_FIELDS)  # `__new__` takes anything
+# `__new__` takes anything.
+PPOConfig.__signature__ = inspect.Signature(_FIELDS)  # type: ignore[attr-defined]

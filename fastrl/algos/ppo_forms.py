@@ -26,7 +26,8 @@ class TwoForms(type):
 
     def __init__(cls, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> None:
         super().__init__(name, bases, members)
-        _, *rest = inspect.signature(cls.__init__).parameters.values()
+        by_step: Any = cls
+        _, *rest = inspect.signature(by_step.__init__).parameters.values()
         cls.__signature__ = inspect.Signature(rest)  # of a call by `step()`, for those who ask
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:

@@ -37,9 +37,15 @@ class PPORollout(Trainer):
     value model beside it, in `value_model/`.
     """
 
+    processing_class: Any  # a tokenizer
+    train_dataset: Any
+    optimizer: Any
+    _signature_columns: Any
+
     def _begin(self, made: parts.Parts) -> None:
         """Place the models that are not trained, and what a batch needs."""
         args = self.args
+        self.policy_model, self.value_model = made.policy, made.value_model
         self.ref_model = made.ref_model
         if made.ref_model is not None:
             prepare_policy(made.ref_model)
@@ -166,20 +172,20 @@ class PPORollout(Trainer):
         """Nearly greedy answers to the first prompts, of all processes, with their scores."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         rows = dataset.select(range(len(dataset) if most is None else min(most, len(dataset))))
-        prompts = [list(ids) for ids in rows[parts.COLUMN][rank::world]]
-        found: list[Row] = []
-        if prompts:
-            drawn = self._respond(self.model_wrapped, prompts, _SAMPLE_TEMPERATURE)
-            scores = self._scores(self._framed(prompts, drawn)).tolist()
-            decode = self.processing_class.decode
-            found = [
-                {
-                    "query": decode(prompt, skip_special_tokens=True),
-                    "model response": decode(list(ids)),
-                    "score": score,
-                }
-                for prompt, ids, score in zip(prompts, drawn, scores, strict=True)
-            ]
+        prompts = [list(ids) for ids in rows[parts.COLUMN]]
+        # A rank without a row answers one along: a model spread over ranks needs them all.
+        mine = prompts[rank::world] or prompts[:1]
+        drawn = self._respond(self.model_wrapped, mine, _SAMPLE_TEMPERATURE)
+        scores = self._scores(self._framed(mine, drawn)).tolist()
+        decode = self.processing_class.decode
+        found: list[Row] = [
+            {
+                "query": decode(prompt, skip_special_tokens=True),
+                "model response": decode(list(ids)),
+                "score": score,
+            }
+            for prompt, ids, score in zip(mine, drawn, scores, strict=True)
+        ][: len(prompts[rank::world])]
         return gather_object(found) if world > 1 else found
 
     def generate_completions(self, sampling: bool = False) -> None:
@@ -200,7 +206,7 @@ class PPORollout(Trainer):
         most = self.args.per_device_eval_batch_size * self.args.world_size if sampling else None
         rows = [row for dataset in sets.values() for row in self._samples(dataset, most)]
         if self.is_world_process_zero():
-            show(rows, self.args, self.state.global_step)
+            show(rows, Path(self.args.output_dir), self.args.report_to, self.state.global_step)
 
     def evaluate(
         self,
@@ -279,8 +285,9 @@ class PPORollout(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy; in a checkpoint the value model too."""
         super().save_model(output_dir, _internal_call)
-        checkpoint = output_dir is not None and _internal_call and not self._spread()
-        if checkpoint and self.args.should_save:
+        if output_dir is None or not _internal_call or self._spread():
+            return
+        if self.args.should_save:
             value_model: Any = self.accelerator.unwrap_model(self.model).value_model
             value_model.save_pretrained(Path(output_dir) / _VALUE_MODEL)
 

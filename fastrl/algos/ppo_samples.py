@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ _SHOWN = 5  # rows printed
 Row = dict[str, Any]  # "query", "model response", "score"
 
 
-def show(rows: list[Row], args: TrainingArguments, step: int) -> None:
-    """Append rows to `output_dir/completions.jsonl`, print some, send all to wandb and Comet.
+def show(rows: list[Row], folder: Path, trackers: Sequence[str], step: int) -> None:
+    """Append rows to `folder/completions.jsonl`, print some, send all to wandb and Comet.
 
     The printed table needs the package rich, and is left out without it.
+
+    Args:
+        rows: with the same columns.
+        folder: made if need be.
+        trackers: those the run reports to; others than the two named are not sent to.
+        step: of the run.
     """
-    folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / NAME).open("a", encoding="utf-8") as log:
         log.writelines(json.dumps({"step": step, **row}) + "\n" for row in rows)
@@ -29,10 +35,10 @@ def show(rows: list[Row], args: TrainingArguments, step: int) -> None:
     table = [[row[name] for name in columns] for row in rows]
     if importlib.util.find_spec("rich") is not None:
         _print(columns, table[:_SHOWN])
-    if "wandb" in args.report_to:
+    if "wandb" in trackers:
         wandb = importlib.import_module("wandb")
         wandb.log({"completions": wandb.Table(columns=columns, data=table)})
-    if "comet_ml" in args.report_to:
+    if "comet_ml" in trackers:
         experiment = importlib.import_module("comet_ml").get_running_experiment()
         if experiment is not None:
             experiment.log_table("completions.csv", tabular_data=table, headers=columns)

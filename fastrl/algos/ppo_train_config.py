@@ -85,7 +85,7 @@ class PPOTrainConfig(BaseConfig):
     max_grad_norm: float = field(
         default=0.0, metadata={"help": "Clip the gradient norm of both models to this; 0: no."}
     )
-    remove_unused_columns: bool | None = field(
+    remove_unused_columns: bool = field(
         default=False, metadata={"help": "Keep only the prompts' token ids for data_collator."}
     )
     dataset_num_proc: int | None = field(

@@ -109,8 +109,9 @@ def assembled(args: PPOTrainConfig, peft_config: Any, models: Mapping[str, Any])
     policy = models["model"]
     if peft_config is not None and adapters.is_peft(policy):
         policy = policy.merge_and_unload()
-    policy = setup.with_adapter(policy, peft_config, args)
-    value_model = setup.with_adapter(models["value_model"], None, args)
+    settings: Any = args  # of checkpointing and DeepSpeed, which all trainers' have
+    policy = setup.with_adapter(policy, peft_config, settings)
+    value_model = setup.with_adapter(models["value_model"], None, settings)
     # With adapters the reference is the policy without: what an adapter has learnt before counts.
     reference = reference_model(policy, models["ref_model"], adapted=True, asked_once=False)
     reward_model = models["reward_model"].requires_grad_(False).eval()
@@ -148,7 +149,7 @@ def planned(args: PPOTrainConfig, dataset: Any) -> PPOTrainConfig:
 
     Raises:
         TypeError: for what is no `datasets.Dataset`.
-        ValueError: for a dataset smaller than a batch.
+        ValueError: for a dataset smaller than a batch, or no episode at all.
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(
@@ -167,6 +168,11 @@ def planned(args: PPOTrainConfig, dataset: Any) -> PPOTrainConfig:
         args.total_episodes = args.max_steps * args.batch_size
     elif args.total_episodes is None:
         args.total_episodes = int(args.num_train_epochs * len(dataset))
+    if args.total_episodes < 1:
+        raise ValueError(
+            f"num_train_epochs={args.num_train_epochs} of {len(dataset)} rows is less than one "
+            "response; give more, or total_episodes"
+        )
     args.max_steps = args.num_total_batches = math.ceil(args.total_episodes / args.batch_size)
     if args.run_name is None and args.exp_name is not None:
         args.run_name = f"{args.exp_name}__{args.seed}__{int(time.time())}"
@@ -195,6 +201,8 @@ def prompts(name: str, dataset: Any, tokenizer: Any, policy: Any, args: PPOTrain
             desc=f"Tokenizing {name}",
         )
     check_ids(name, dataset, policy)
+    if not len(dataset):
+        raise ValueError(f"{name} has no rows")
     table = position_limit(policy)
     for row, ids in enumerate(dataset[COLUMN]):
         if not len(ids):

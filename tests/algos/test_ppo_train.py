@@ -284,6 +284,12 @@ def test_the_spellings_of_its_first_releases(tmp_path: Path) -> None:
         (lambda p: {"model": p["ref_model"].model}, ValueError, "model must be a causal language"),
         (lambda p: {"processing_class": 3}, TypeError, "processing_class must be a tokenizer"),
         (lambda p: {"train_dataset": [1]}, TypeError, "train_dataset must be a datasets.Dataset"),
+        (lambda p: {"num_train_epochs": 0.01}, ValueError, "is less than one response"),
+        (
+            lambda p: {"eval_dataset": Dataset.from_dict({"input_ids": []})},
+            ValueError,
+            "eval_dataset has no rows",
+        ),
         (lambda p: {"rows": 3}, ValueError, "train_dataset has 3 rows, fewer than the 4"),
         (
             lambda p: {"train_dataset": Dataset.from_dict({"text": ["a"] * 4})},
