@@ -10,7 +10,7 @@ import math
 import pytest
 
 import fastrl
-from tests.algos.online_parity import cases, records, running
+from tests.algos.online_parity import cases, ranks, records, running
 
 # One of each kind; the rest is slow only because it is much of the same.
 QUICK = {
@@ -58,6 +58,21 @@ def _marked(case: running.Case) -> object:
 @pytest.mark.parametrize("case", [_marked(case) for case in cases.ALL])
 def test_logs_what_trl_logs(case):
     different = records.differences(running.run(case, fastrl), records.read(case))
+    assert not different, "\n" + "\n".join(different)
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory):
+    return ranks.start("fastrl", tmp_path_factory.mktemp("ranks"), timeout=600)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(fastrl, "RLOOTrainer"), reason="no RLOOTrainer yet")
+@pytest.mark.parametrize("case", cases.RANKS, ids=lambda case: case.name)
+def test_logs_on_two_ranks_what_trl_logs(case, of_two_ranks):
+    found = of_two_ranks[case.name]
+    assert "error" not in found, found["error"]
+    different = records.differences(found, records.read(case))
     assert not different, "\n" + "\n".join(different)
 
 

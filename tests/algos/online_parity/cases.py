@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.algos.online_parity.running import Case
 
-# Narrow, so that ten small steps meet the bounds; cispo's is the ratio itself, not its distance to 1.
+# Narrow, so that ten small steps meet the bounds; cispo's is a ratio, not its distance to 1.
 CLIPPED = {"epsilon": 0.05, "epsilon_high": 0.06}
 CLIPPED_CISPO = {"epsilon_high": 1.05}
 

@@ -37,9 +37,14 @@ def prompts(count: int, chat: bool, seed: int = 0) -> Dataset:
 
 
 def saved_model(folder: Path, kind: str) -> Path:
-    """Where the tiny model lies: a trainer reads its reference from there."""
+    """Where the tiny model lies: a trainer reads its reference from there.
+
+    Of several ranks the first writes, so `folder` is one folder of them all.
+    """
     place = folder / "tiny"
     model(kind).save_pretrained(place)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     return place
 
 
@@ -114,7 +119,7 @@ class Script:
         if random.rand() < 0.6:
             completion[-1] = EOS
         noise = random.standard_normal(length)
-        # Near what a fresh model gives: it is nearly indifferent between its 80 tokens.
+        # Near what a fresh model gives, which is nearly indifferent between its 80 tokens.
         logp = [float(x) for x in -4.4 + 0.3 * noise]
         holes = "holes" in self.options
         return completion, [None if holes and random.rand() < 0.1 else x for x in logp]
@@ -128,7 +133,9 @@ def spelling(completion_ids: list[list[int]], number: list[int], **_: Any) -> li
     ]
 
 
-def brevity(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+def brevity(
+    completions: list[Any], completion_ids: list[list[int]], **_: Any
+) -> list[float | None]:
     """Something of the decoded text; some rows it cannot judge: None, or NaN."""
     texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
     assert all(isinstance(words, str) for words in texts)
@@ -164,7 +171,6 @@ REWARDS = {f.__name__: f for f in (spelling, brevity, luckiness, slowness)}
 
 def give_completions(trainer: Any, script: Script) -> None:
     """Make fastrl's RLOO trainer answer by `script.answers(prompt_ids, trainer)[0]`."""
-
     from fastrl.rollout import Completion
 
     def complete(prompts: list[list[int]], room: object = None) -> list[Completion]:

@@ -2,6 +2,8 @@
 
 PYTHONPATH=. <python with trl> -m tests.algos.online_parity.record [how a case's name begins ...]
 
+`--ranks` records the runs on two ranks, all of them.
+
 `--noise` writes nothing and says how far TRL is from the record when it pads to multiples of 8:
 what is left there no other order of the same sums can beat.
 """
@@ -10,13 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from tests.algos.online_parity import cases, making, records, running
+from tests.algos.online_parity import cases, making, ranks, records, running
 
 
 def give(trainer: Any, script: making.Script) -> None:
@@ -29,6 +33,15 @@ def claim(trainer: Any) -> None:
     trainer.use_vllm = True
     trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: None)
     trainer._last_loaded_step = -1
+
+
+def two_ranks(versions: dict[str, str]) -> None:
+    """Keep what each case logs on two ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = ranks.start("trl", Path(folder), timeout=600)
+    for case in cases.RANKS:
+        print(case.name, found[case.name].get("error", ""), flush=True)
+        records.write(case, versions, found[case.name], [case.name for case in cases.RANKS])
 
 
 def main(wanted: list[str]) -> None:
@@ -44,6 +57,9 @@ def main(wanted: list[str]) -> None:
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
+    if "--ranks" in wanted:
+        two_ranks(versions)
+        return
     for case in cases.ALL:
         if wanted and not any(case.name.startswith(start) for start in wanted):
             continue

@@ -130,20 +130,31 @@ def run(
     give: Callable[[Any, making.Script], None] = making.give_completions,
     claim: Callable[[Any], None] = making.claim_engine,
 ) -> dict[str, Any]:
+    """`run_in` a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_in(Path(folder), case, library, give, claim)
+
+
+def run_in(
+    folder: Path,
+    case: Case,
+    library: ModuleType,
+    give: Callable[[Any, making.Script], None],
+    claim: Callable[[Any], None],
+) -> dict[str, Any]:
     """Train.
 
     Returns:
         logs: for each metric its values in order, without those of `UNCOMPARED`;
         asked: for each generation the numbers of its prompts in order.
     """
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer, script = trainer_of(case, library, Path(name), give, claim)
+        trainer, script = trainer_of(case, library, folder, give, claim)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-        history = trainer.state.log_history
     logs: dict[str, list[float | None]] = {}
-    for entry in history:
+    for entry in trainer.state.log_history:
         if "train_runtime" in entry:
             continue
         for key, value in entry.items():
