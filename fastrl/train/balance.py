@@ -11,7 +11,11 @@ from fastrl.train.experience import Experience, joined, regrouped
 
 
 def balanced(
-    answers: Experience, passes: int, accelerator: Accelerator, pad_token_id: int
+    answers: Experience,
+    passes: int,
+    accelerator: Accelerator,
+    pad_token_id: int,
+    together: int = 1,
 ) -> list[Experience]:
     """This process's passes of an optimizer step, of equal work with those of the others.
 
@@ -23,14 +27,15 @@ def balanced(
         passes: how many every process makes.
         accelerator: gathers.
         pad_token_id: pads rows of unlike length.
+        together: how many rows on end stay in one pass.
     """
     parts = [Experience(**held) for held in gather_object([_packed(answers)])]
     whole = joined(parts, pad_token_id)
     whole = Experience(**{**whole.__dict__, "prompts": _numbers(whole)})
     first = accelerator.process_index * passes
-    shares = regrouped(whole, accelerator.num_processes * passes)[first : first + passes]
+    shares = regrouped(whole, accelerator.num_processes * passes, together)
     device = accelerator.device
-    own = [whole.take(rows) for rows in shares]
+    own = [whole.take(rows) for rows in shares[first : first + passes]]
     return [
         part.with_tensors(**{name: held.to(device) for name, held in part.tensors.items()})
         for part in own

@@ -74,16 +74,24 @@ class Collecting:
         Every process takes part in the gathering of rewards.
         """
         trainer = self._trainer
-        found = self._scored(rows)
+        together = trainer.answers_a_row
+        found = self._scored([row for row in rows for _ in range(together)])
         if trainer.model.training and trainer.args.dynamic_sampling:
             found = self._livelier(found)
         scores = self.gathered(found.values)
         self._record_lengths(found.drawn)
-        answers = trainer.experience(self._padded(found.drawn), scores)
+        answers = trainer.experience(self._padded(self._cut(found.drawn)), scores)
         self._record_rewards(found, scores, answers)
         if not trainer.model.training:
             return [answers]
-        return answers.take(torch.randperm(len(answers)).tolist()).cut(count)
+        order = torch.randperm(len(answers) // together)[:, None] * together
+        rows_in_order = (order + torch.arange(together)).flatten().tolist()
+        return answers.take(rows_in_order).cut(count)
+
+    def _cut(self, drawn: Drawn) -> Drawn:
+        """Answers with as much of their prompts as is computed."""
+        longest = getattr(self._trainer.args, "max_length", None)  # a field of online DPO's
+        return drawn if longest is None else drawn.within(longest, self._trainer.answers_a_row)
 
     # --- scores ----------------------------------------------------------------------------------
 

@@ -59,6 +59,20 @@ class Drawn:
         failures = self.tool_failures + other.tool_failures
         return replace(self, **lists, extra=extra, tool_calls=calls, tool_failures=failures)
 
+    def within(self, longest: int, together: int) -> Drawn:
+        """With prompts that lost their beginning where prompt and answer were longer than that.
+
+        Args:
+            longest: most tokens of both; of a prompt the last token stays, and answers do whole.
+            together: how many rows on end answer one prompt; they are cut alike.
+        """
+        cut: list[Sequence[int]] = []
+        for start in range(0, len(self.prompt_ids), together):
+            rows = slice(start, start + together)
+            room = max(longest - max(map(len, self.completion_ids[rows])), 1)
+            cut += [ids[-room:] for ids in self.prompt_ids[rows]]
+        return replace(self, prompt_ids=cut)
+
     def lengths(self) -> list[int]:
         """Tokens the model wrote in each answer."""
         if self.written is None:
@@ -202,11 +216,12 @@ def joined(parts: Sequence[Experience], pad_token_id: int) -> Experience:
     )
 
 
-def regrouped(experience: Experience, parts: int) -> list[list[int]]:
+def regrouped(experience: Experience, parts: int, together: int = 1) -> list[list[int]]:
     """Rows for `parts` passes of like work, answers to a prompt together where that is possible.
 
     Work is counted in tokens fed: a prompt once in each pass that has answers to it. Heavy groups
-    are halved until every pass can have one and none is more than `UNEVEN` times an equal share.
+    are halved until every pass can have one and none is more than `UNEVEN` times an equal share;
+    `together` rows on end answer one prompt and stay in one pass.
     """
 
     def work(rows: Sequence[int]) -> int:
@@ -218,13 +233,13 @@ def regrouped(experience: Experience, parts: int) -> list[list[int]]:
     for row, key in enumerate(experience.prompts):
         groups.setdefault(key, []).append(row)
     pieces = sorted(groups.values(), key=work, reverse=True)
-    while len(pieces[0]) > 1 or len(pieces) < parts:
+    while len(pieces[0]) > together or len(pieces) < parts:
         share = sum(map(work, pieces)) / parts
         if len(pieces) >= parts and work(pieces[0]) <= UNEVEN * share:
             break
-        largest = next(i for i, piece in enumerate(pieces) if len(piece) > 1)
+        largest = next(i for i, piece in enumerate(pieces) if len(piece) > together)
         piece = pieces.pop(largest)
-        half = len(piece) // 2
+        half = len(piece) // (2 * together) * together
         pieces = sorted([*pieces, piece[:half], piece[half:]], key=work, reverse=True)
     passes: list[list[int]] = [[] for _ in range(parts)]
     loads = [0] * parts

@@ -54,6 +54,15 @@ def copy_adapter(model: nn.Module) -> None:
             kept.requires_grad_(False)
 
 
+def require_another(given: Any, model: Any) -> None:
+    """Raise ValueError if the reference is the policy itself."""
+    if given is not None and given is model:
+        raise ValueError(
+            "ref_model is the object given as model, so it would be trained along; leave it out, "
+            "and the model is compared with a copy of its start"
+        )
+
+
 def reference_model(
     model: nn.Module, given: nn.Module | None, adapted: bool, asked_once: bool
 ) -> nn.Module | None:
@@ -70,11 +79,7 @@ def reference_model(
         ValueError: if the reference is the policy itself.
         TypeError: for what is no model.
     """
-    if given is model:
-        raise ValueError(
-            "ref_model is the object given as model, so it would be trained along; leave it out, "
-            "and the model is compared with a copy of its start"
-        )
+    require_another(given, model)
     if given is not None:
         if not isinstance(given, nn.Module):
             raise TypeError(f"ref_model must be a model, got {type(given).__name__}")

@@ -81,6 +81,7 @@ class OnlineTrainer(PromptTrainer):
             `prompt_ids`, `completion_ids`, `logprobs`, maybe `env_mask` and columns for rewards.
         environment_factory: makes an environment for each answer, whose methods are tools; or
             several by name.
+        ref_model: the reference; None: a copy of the policy's start, or it without its adapter.
 
     Raises:
         ValueError, TypeError: before training, naming the argument, row or column.
@@ -89,6 +90,8 @@ class OnlineTrainer(PromptTrainer):
     args: OnlineConfig
     _config: ClassVar[type[OnlineConfig]]
     loss_is_scaled_for_ga = True  # `weights` know the accumulation
+    # Answers drawn to a row of the dataloader; rows that depend on each other, so never parted.
+    answers_a_row: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -106,13 +109,14 @@ class OnlineTrainer(PromptTrainer):
         tools: Any = None,
         rollout_func: Any = None,
         environment_factory: Any = None,
+        ref_model: nn.Module | None = None,
     ) -> None:
         args = self._config.of(args, setup.run_name(model, self._name))
         drawn_by = DrawnBy.of(tools, rollout_func, environment_factory)
         train_dataset = online_setup.check_datasets(train_dataset, eval_dataset, args, drawn_by)
         set_seed(args.seed)
         model, reference, tokenizer = online_setup.assemble(
-            model, args, processing_class, quantization_config, peft_config
+            model, args, processing_class, quantization_config, peft_config, ref_model
         )
         online_setup.check_prompts(train_dataset, tokenizer, model, args, drawn_by)
         self.router_aux_loss_coef = setup.router_aux_loss_coef(model, args.router_aux_loss_coef)
@@ -205,7 +209,7 @@ class OnlineTrainer(PromptTrainer):
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         tokens = online_setup.spans_of(inputs, ids).tokens(ids)
         found = logprobs(
-            model, tokens, self.args.temperature, aux_loss=aux_loss, fp32_head=self._fp32_head
+            model, tokens, self.args.logp_temperature, aux_loss=aux_loss, fp32_head=self._fp32_head
         )
         return online_setup.answers_only(found, inputs["completion_ids"].shape[1])
 
@@ -224,7 +228,7 @@ class OnlineTrainer(PromptTrainer):
         ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], dim=1)
         tokens = answers.spans().tokens(ids)
         found = self._reference.logprobs(
-            self.model_wrapped, tokens, self.args.temperature, fp32_head=self._fp32_head
+            self.model_wrapped, tokens, self.args.logp_temperature, fp32_head=self._fp32_head
         )
         return online_setup.answers_only(found, tensors["completion_ids"].shape[1]).logp
 
@@ -265,8 +269,9 @@ class OnlineTrainer(PromptTrainer):
         pad = self.processing_class.pad_token_id
         whole = joined(known, pad)
         if self.args.balance_ranks and self.accelerator.num_processes > 1:
-            return [part.batch() for part in balanced(whole, count, self.accelerator, pad)]
-        return [whole.take(rows).batch() for rows in regrouped(whole, count)]
+            shares = balanced(whole, count, self.accelerator, pad, self.answers_a_row)
+            return [part.batch() for part in shares]
+        return [whole.take(rows).batch() for rows in regrouped(whole, count, self.answers_a_row)]
 
     def _weighted(
         self, answers: Experience, number: int, accumulation: int, slices: int

@@ -247,6 +247,11 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
         default=512, metadata={"help": "Optimizer steps between two such moves."}
     )
 
+    @property
+    def logp_temperature(self) -> float:
+        """What logits are divided by in log-probabilities: the policy that learns samples."""
+        return self.temperature
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.pad_to_multiple_of = padding_multiple(self.pad_to_multiple_of, self.device.type)

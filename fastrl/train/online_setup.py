@@ -23,7 +23,7 @@ from fastrl.train import setup
 from fastrl.train.batch import Batch, describe
 from fastrl.train.drawing import DrawnBy
 from fastrl.train.experience import Experience
-from fastrl.train.frozen import reference_model
+from fastrl.train.frozen import reference_model, require_another
 from fastrl.train.online_config import OnlineConfig
 from fastrl.train.reward_models import reward_callables
 from fastrl.types import LogProbs, Spans
@@ -112,16 +112,22 @@ def check_rows(name: str, dataset: Any, owned: bool = False) -> None:
 
 
 def assemble(
-    model: Any, args: OnlineConfig, processing_class: Any, quantization_config: Any, peft: Any
+    model: Any,
+    args: OnlineConfig,
+    processing_class: Any,
+    quantization_config: Any,
+    peft: Any,
+    ref_model: Any = None,
 ) -> tuple[nn.Module, nn.Module | None, PreTrainedTokenizerBase]:
     """Policy, reference where it is a model apart and needed, and tokenizer."""
+    require_another(ref_model, model)
     model = setup.policy(model, args, quantization_config)
     tokenizer = setup.tokenizer(processing_class, model, args)
     setup.set_pad_token(tokenizer, model, args)
     model = setup.with_adapter(model, peft, args)
     reference = None
     if args.beta != 0:
-        reference = reference_model(model, None, peft is not None, asked_once=False)
+        reference = reference_model(model, ref_model, peft is not None, asked_once=False)
     if args.disable_dropout:
         setup.disable_dropout(model, reference)
     return model, reference, tokenizer
