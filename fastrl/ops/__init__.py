@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastrl.ops._dispatch import BackendUnavailable, forced_backend, use_backend
 from fastrl.ops._logits_budget import set_logits_budget
 from fastrl.ops.gae import gae
+from fastrl.ops.gated_linear import gated_linear
 from fastrl.ops.group_advantages import group_advantages, leave_one_out
 from fastrl.ops.linear_nll import linear_nll
 from fastrl.ops.linear_token_logprobs import linear_token_logprobs
@@ -21,6 +22,7 @@ __all__ = [
     "PackingPlan",
     "forced_backend",
     "gae",
+    "gated_linear",
     "group_advantages",
     "gumbel_noise",
     "leave_one_out",
