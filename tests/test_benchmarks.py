@@ -86,6 +86,7 @@ def test_an_environment_that_lacks_what_was_added_is_made_again(
     [
         {"operation": "gae", "shape": [5, 7]},
         {"operation": "whiten", "shape": [9, 11]},
+        {"operation": "segment_attention", "shape": [2, 3, 5, 7]},
         {"operation": "token_logprobs", "shape": [6, 97], "dtype": "float32"},
     ],
     ids=lambda request: request["operation"],
@@ -125,6 +126,33 @@ def test_the_offline_worker_measures_one_optimizer_step_a_round(case: str) -> No
     steps = [answer["numbers"]["num_tokens"] for answer in (first, second)]
     assert 8 * 100 < steps[0] < steps[1] < 2 * 16 * 1024
     assert first["numbers"]["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_the_online_worker_trains_on_the_completions_it_is_given() -> None:
+    race = load("race")
+    request = {"seed": 3, "vocab": 512, "steps": 2, "case": "grpo_given"}
+    steps = []
+    for _ in range(2):
+        with race.Worker(Path(sys.executable), "online_step.py", "fastrl", request) as worker:
+            steps.append(worker.ask({"round": 0}))
+    assert steps[0]["seconds"] > 0 and steps[0]["above_bytes"] > 0
+    numbers = [{k: v for k, v in one["numbers"].items() if "time" not in k} for one in steps]
+    assert numbers[0] == numbers[1]
+    assert 48 < numbers[0]["completions/mean_length"] < 131
+    assert numbers[0]["completions/max_length"] <= 256
+    assert numbers[0]["grad_norm"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["generation", "rloo"])
+def test_the_online_workers_model_ends_its_completions(case: str) -> None:
+    race = load("race")
+    request = {"seed": 3, "vocab": 512, "steps": 3, "case": case}
+    with race.Worker(Path(sys.executable), "online_step.py", "fastrl", request) as worker:
+        means = [worker.ask({"round": i})["numbers"]["completions/mean_length"] for i in (0, 1)]
+    assert means[0] != means[1]
+    assert all(48 < mean < 118 for mean in means)  # 83 of 96 cut at 256, ± 3 standard errors
 
 
 @pytest.mark.slow

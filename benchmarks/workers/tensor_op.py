@@ -78,7 +78,55 @@ def whiten(request: dict[str, Any], library: Any) -> Call:
     return lambda: function(x, mask)
 
 
-OPERATIONS = {"token_logprobs": token_logprobs, "gae": gae, "whiten": whiten}
+def segment_attention(request: dict[str, Any], library: Any) -> Call:
+    """Groups of answers, each behind its group's prompt, in one packed row; 4 heads, 2 of keys."""
+    groups, answers, prompt, length = request["shape"]
+    each = prompt + answers * length
+    made = [torch.randn(1, groups * each, count, 64) for count in (4, 2, 2)]
+    leaves = [one.transpose(1, 2).requires_grad_() for one in made]
+    first = torch.arange(groups)[:, None, None] * each  # where a group begins
+    own = prompt + torch.arange(answers)[:, None] * length + torch.arange(length)
+    before = torch.arange(prompt).expand(groups, answers, prompt)
+    # (groups * answers, prompt + length) place in the packed row of each token of a row by itself
+    places = torch.cat([first + before, first + own[None].expand(groups, -1, -1)], dim=2)
+    places = places.flatten(0, 1)
+    upstream = torch.randn(1, groups * each, 4, 64)
+    upstream[:, places[:, :prompt].flatten()] = 0  # the answers' outputs alone are read
+
+    def torch_way() -> torch.Tensor:
+        query, key, value = (leaf[0][:, places].transpose(0, 1) for leaf in leaves)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=True
+        )
+        tokens = out.transpose(1, 2)[:, prompt:].flatten(0, 1)[None]
+        return torch.zeros_like(upstream).index_copy(1, places[:, prompt:].flatten(), tokens)
+
+    def packed() -> torch.Tensor:
+        return library.segment_attention(*leaves, segments)
+
+    if library:
+        from fastrl.ops.segment_attention import Segments
+
+        group = (prompt, *[length] * answers)
+        after = [(-1, *[start * (answers + 1)] * answers) for start in range(groups)]
+        segments = Segments(group * groups, sum(after, ()))
+
+    def call() -> tuple[torch.Tensor, ...]:
+        with torch.enable_grad():
+            out = packed() if library else torch_way()
+            gradients = torch.autograd.grad(out, leaves, upstream)
+        answered = out.detach()[:, places[:, prompt:].flatten()]
+        return (answered, *gradients)
+
+    return call
+
+
+OPERATIONS = {
+    "token_logprobs": token_logprobs,
+    "gae": gae,
+    "whiten": whiten,
+    "segment_attention": segment_attention,
+}
 
 
 def setup(request: dict[str, Any]) -> protocol.Round:
