@@ -168,15 +168,15 @@ class GRPOTrainer(OnlineTrainer):
         )
         apart = (old - sampled).abs()[mask & ~sampled.isnan()]
         flat = ratio.flatten() if ratio.shape[1] == 1 else ratio[mask]
+        zero = ratio.new_zeros(1)
+        apart, flat = apart if len(apart) else zero, flat if len(flat) else zero
         name = "sampling/sampling_logp_difference"
-        if len(apart):
-            self.metrics.mean(f"{name}/mean", apart)
-            self.metrics.greatest(f"{name}/max", apart)
-        if len(flat):
-            name = "sampling/importance_sampling_ratio"
-            self.metrics.least(f"{name}/min", flat)
-            self.metrics.mean(f"{name}/mean", flat)
-            self.metrics.greatest(f"{name}/max", flat)
+        self.metrics.ratio(f"{name}/mean", apart.mean(), 1.0)  # of the ranks' means, as in TRL
+        self.metrics.greatest(f"{name}/max", apart)
+        name = "sampling/importance_sampling_ratio"
+        self.metrics.least(f"{name}/min", flat)
+        self.metrics.ratio(f"{name}/mean", flat.mean(), 1.0)
+        self.metrics.greatest(f"{name}/max", flat)
         return answers.with_tensors(importance_sampling_ratio=ratio)
 
     # --- what is minimised -----------------------------------------------------------------------

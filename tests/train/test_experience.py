@@ -9,7 +9,8 @@ from fastrl.train.experience import Drawn, Experience, joined, padded, regrouped
 
 def answers(prompts, lengths, numbers):
     """Ids that say where they come from: prompt i is 100 i + 1, …; answer j is 1000 j + 1, …."""
-    ids = [[100 * (n + 1) + k for k in range(length)] for n, length in zip(numbers, prompts)]
+    pairs = zip(numbers, prompts, strict=True)
+    ids = [[100 * (n + 1) + k for k in range(length)] for n, length in pairs]
     own = [[1000 * (j + 1) + k for k in range(length)] for j, length in enumerate(lengths)]
     tensors = {
         "prompt_ids": padded(ids, 0, torch.int64, left=True),
