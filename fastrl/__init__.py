@@ -47,6 +47,8 @@ _EXPORTS = {
     "maybe_extract_prompt": "fastrl.data.formats",
     "maybe_unpair_preference_dataset": "fastrl.data.formats",
     "ModelConfig": "fastrl.train.model_config",
+    "OnlineDPOConfig": "fastrl.algos.online_dpo_config",
+    "OnlineDPOTrainer": "fastrl.algos.online_dpo",
     "pack_dataset": "fastrl.data.packing",
     "PPOConfig": "fastrl.algos.ppo_config",
     "PPOTrainConfig": "fastrl.algos.ppo_train_config",

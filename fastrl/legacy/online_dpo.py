@@ -1,0 +1,43 @@
+"""OnlineDPOTrainer and OnlineDPOConfig as they were called since TRL 0.11."""
+
+from __future__ import annotations
+
+from fastrl.legacy.binding import LegacyInit
+from fastrl.legacy.changes import Ignored, Refused, Renamed, Table
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+
+ONLINE_DPO = LegacyInit(
+    order=(
+        "model",
+        "ref_model",
+        "reward_model",
+        "judge",
+        "args",
+        "data_collator",
+        "train_dataset",
+        "eval_dataset",
+        "tokenizer",
+        "peft_config",
+        "compute_metrics",
+        "callbacks",
+        "optimizers",
+        "preprocess_logits_for_metrics",
+    ),
+    changes={
+        "judge": Refused(
+            "write a reward function: both completions of a prompt stand one after the other in "
+            "its completions; return 1 for the one the judge prefers and 0 for the other"
+        ),
+        "reward_model": Renamed("reward_funcs"),
+        "reward_processing_class": Renamed("reward_processing_classes"),
+        "tokenizer": Renamed("processing_class"),
+    },
+    first="0.11",
+)
+
+ONLINE_DPO_FIELDS: Table = {
+    **TRAINING_ARGUMENTS,
+    "dataset_num_proc": Ignored("prompts are prepared as they are sampled from"),
+    "gpu_memory_utilization": Renamed("vllm_gpu_memory_utilization"),
+    "vllm_guided_decoding_regex": Renamed("vllm_structured_outputs_regex"),
+}
