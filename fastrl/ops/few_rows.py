@@ -27,6 +27,7 @@ class _Cpp:
     def forward(
         rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
+        """Of a weight and a bias that are contiguous."""
         if rows.dtype != torch.float32:
             return _Reference.forward(rows, weight, bias)
         rows = rows.contiguous()
@@ -37,8 +38,8 @@ class _Cpp:
             rows.data_ptr(),
             math.prod(outer),
             depth,
-            _native.pointer(weight),
-            0 if bias is None else _native.pointer(bias),
+            weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
             width,
             out.data_ptr(),
             torch.get_num_threads(),
@@ -90,7 +91,8 @@ class FewRowsLinear:
                 f"{tuple(rows.shape)} and {tuple(weight.shape)}"
             )
         require_device("rows", rows, "weight", weight)
-        return self._backend.forward(rows.detach(), weight, self._bias)
+        with torch.no_grad():
+            return self._backend.forward(rows, weight, self._bias)
 
 
 def few_rows_linear(
