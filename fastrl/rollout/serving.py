@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from fastrl.rollout.keyvalues import Decode, Prefill, Slots
 
 _PROVEN = "_fastrl_decodes"
 _KNOWN_GENERATE = ("transformers.generation.", "peft.", "fastrl.models.")
+_FSDP = "torch.distributed.fsdp."
 
 
 class _Probed(Exception):
@@ -219,9 +221,14 @@ def served(model: nn.Module) -> Served | str:
 def _overridden(model: nn.Module) -> bool:
     """Whether a `generate` on the way to the model's is neither transformers', PEFT's nor ours."""
     for module in model.modules():
-        if "generate" in module.__dict__:
-            return True
-        own = getattr(type(module), "generate", None)
+        own: Any = module.__dict__.get("generate")
+        if own is not None:
+            # FSDP's registration wraps the method, which then gathers what the root holds.
+            if not getattr(own, "__globals__", {}).get("__name__", "").startswith(_FSDP):
+                return True
+            own = inspect.unwrap(own)
+        else:
+            own = getattr(type(module), "generate", None)
         if own is not None and not own.__module__.startswith(_KNOWN_GENERATE):
             return True
     return False
