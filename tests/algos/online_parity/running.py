@@ -135,6 +135,14 @@ def run(
         return run_in(Path(folder), case, library, give, claim)
 
 
+def _as_trl_says(key: str) -> str:
+    """TRL logs the metrics of every evaluation set under the same names, all but the losses."""
+    for name in ("near", "far"):
+        if key.startswith(f"eval_{name}_") and key != f"eval_{name}_loss":
+            return key.replace(f"_{name}", "", 1)
+    return key
+
+
 def run_in(
     folder: Path,
     case: Case,
@@ -159,5 +167,5 @@ def run_in(
             continue
         for key, value in entry.items():
             if not key.endswith(UNCOMPARED):
-                logs.setdefault(key, []).append(value)
+                logs.setdefault(_as_trl_says(key), []).append(value)
     return {"logs": logs, "asked": script.asked}
