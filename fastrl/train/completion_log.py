@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastrl.train.experience import Text
 from fastrl.train.online_config import OnlineConfig
 
 FOLDER = "completions"
+_MINUTES = 2  # between two commits to the hub
 _WIDEST = 2000  # characters of a text that are printed
 
 
@@ -32,6 +34,24 @@ class CompletionLog:
         self._names = list(names)
         self._columns: dict[str, deque[Any]] = defaultdict(
             lambda: deque(maxlen=args.generation_batch_size)
+        )
+        self._folder = Path(args.output_dir) / FOLDER
+        self._sending = self._scheduler(getattr(args, "log_completions_hub_repo", None))
+
+    def _scheduler(self, repo_id: str | None) -> Any:
+        """What sends the tables to a data set on the hub, which it makes, every few minutes."""
+        if repo_id is None or not self._accelerator.is_main_process:
+            return None
+        from huggingface_hub import CommitScheduler
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return CommitScheduler(
+            repo_id=repo_id,
+            repo_type="dataset",
+            private=self._args.hub_private_repo,
+            folder_path=self._folder,
+            every=_MINUTES,
+            allow_patterns=["*.parquet"],
         )
 
     def add(
@@ -76,9 +96,9 @@ class CompletionLog:
         table = pd.DataFrame(
             {"step": [step] * count, **{k: list(v) for k, v in self._columns.items()}}
         )
-        folder = Path(args.output_dir) / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        table.to_parquet(folder / f"completions_{step:05d}.parquet")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with nullcontext() if self._sending is None else self._sending.lock:
+            table.to_parquet(self._folder / f"completions_{step:05d}.parquet")
         shown = table
         if args.log_unique_prompts:
             shown = table[~table["prompt"].astype(str).duplicated()]

@@ -79,9 +79,22 @@ class BaseConfig(TrainingArguments):
             if not self.bf16 and not self.fp16:
                 logger.info("training in fp32: this device does not compute in bfloat16")
         self._name_checkpointing_as_transformers_does()
+        if self.use_liger_kernel:
+            self._keep_liger_from_the_head()
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to; torch would warn
+
+    def _keep_liger_from_the_head(self) -> None:
+        """Liger's layers may be used; its loss would take the place of the model's forward."""
+        given = dict(self.liger_kernel_config or {})
+        if given.get("fused_linear_cross_entropy"):
+            raise ValueError(
+                "liger_kernel_config['fused_linear_cross_entropy']=True replaces the model's "
+                "forward, through which log-probabilities are computed without keeping the "
+                "logits anyway; leave it out"
+            )
+        self.liger_kernel_config = {**given, "fused_linear_cross_entropy": False}
 
     def _name_checkpointing_as_transformers_does(self) -> None:
         """Copy ours to the name newer releases gave it, which spares the user their warning."""

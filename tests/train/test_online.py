@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import threading
 
 import pytest
 import torch
@@ -387,3 +388,34 @@ def test_rloo_learns_and_takes_calls_of_before(tmp_path):
     trainer.train()
     rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
+
+
+def test_completions_are_sent_to_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    made = []
+
+    class Scheduler:
+        def __init__(self, **keywords):
+            made.append(keywords)
+            self.lock = threading.Lock()
+
+    monkeypatch.setattr(huggingface_hub, "CommitScheduler", Scheduler)
+    trainer = grpo(tmp_path, log_completions=True, log_completions_hub_repo="me/mine", max_steps=1)
+    trainer.train()
+    (keywords,) = made
+    assert keywords["repo_id"] == "me/mine" and keywords["repo_type"] == "dataset"
+    assert list(keywords["folder_path"].glob("*.parquet"))
+
+
+def test_ligers_loss_is_kept_from_the_models_forward(tmp_path):
+    config = GRPOConfig(**arguments(tmp_path, use_liger_kernel=True))
+    assert config.liger_kernel_config["fused_linear_cross_entropy"] is False
+    with pytest.raises(ValueError, match="replaces the model's forward"):
+        GRPOConfig(
+            **arguments(
+                tmp_path,
+                use_liger_kernel=True,
+                liger_kernel_config={"fused_linear_cross_entropy": True},
+            )
+        )
