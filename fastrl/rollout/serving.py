@@ -139,7 +139,9 @@ def with_few_rows(model: nn.Module) -> Iterator[None]:
     try:
         for module in model.modules():
             matrix = door.head_matrix(module)
-            if matrix is None or matrix[0].dtype != torch.float32 or not matrix[0].is_contiguous():
+            if matrix is None or not isinstance(matrix[0], nn.Parameter):
+                continue  # FSDP's views of weights that are gathered pass by pass are no parameters
+            if matrix[0].dtype != torch.float32 or not matrix[0].is_contiguous():
                 continue
             module.__dict__["forward"] = _for_few_rows(cast(nn.Linear, module))
             changed.append(module)
