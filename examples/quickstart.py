@@ -1,4 +1,6 @@
-"""Teach a tiny model to carry when it adds: about a minute on a laptop, no download.
+"""Two tiny models learn to calculate by reinforcement: a few minutes on a laptop, no download.
+
+The first act is PPO by its classic loop, below; the second, GRPO, is in quickstart_grpo.py.
 
 1. Tokenizer (characters) and a two-layer GPT-2 are built here; nothing is fetched.
 2. The model imitates a pile of homework that forgets to carry three times in four (37+45=72).
@@ -8,8 +10,8 @@
 The score that counts is the share of right answers to 200 sums that neither stage ever saw, sampled
 at temperature 1 with a fixed seed, before and after PPO.
 
-    python examples/quickstart.py            # writes runs/quickstart/
-    python examples/quickstart.py --seed 1
+    python examples/quickstart.py            # writes runs/quickstart/ and runs/quickstart/grpo/
+    python examples/quickstart.py --act ppo --seed 1
 """
 
 from __future__ import annotations
@@ -22,22 +24,28 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
 
+import quickstart_grpo
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from homework import (
+    EVAL_SEED,
+    build_tokenizer,
+    console,
+    marked,
+    progress_bar,
+    read_reply,
+    small_gpt2,
+)
 from rich.table import Table
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from fastrl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer, set_seed
 from fastrl.cli.curves import save_curves
 
 ANSWER_TOKENS = 4  # three digits and the end mark
-EVAL_SEED = 2024
-console = Console()
+CHARACTERS = "0123456789+="
 
 
 # --------------------------------------------------------------------------- the task
@@ -71,26 +79,6 @@ def split_sums() -> tuple[list[Sum], list[Sum]]:
     sums = [Sum(a, b) for a in two_digits for b in two_digits if a % 10 + b % 10 >= 10]
     random.Random(EVAL_SEED).shuffle(sums)
     return sums[200:], sums[:200]
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character."""
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *"0123456789+="])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        padding_side="right",
-        model_input_names=["input_ids", "attention_mask"],  # GPT-2 would add token_type_ids
-    )
-
-
-def read_reply(tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor) -> str:
-    """What stands before the end mark; any other special token is left in, and is wrong."""
-    return tokenizer.decode(ids).split(tokenizer.eos_token)[0]
 
 
 class Prompts(Dataset):
@@ -139,24 +127,12 @@ class Journal:
         return [row[key] for row in self.steps]
 
 
-def progress_bar() -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description:<9}"),
-        BarColumn(bar_width=32),
-        TextColumn("{task.completed:>3}/{task.total}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[live]}"),
-        console=console,
-    )
-
-
 def show_samples(sums: list[Sum], before: list[str], after: list[str]) -> None:
     table = Table(title="unseen sums, one sample each", title_justify="left")
     for heading in ("sum", "before PPO", "after PPO"):
         table.add_column(heading, justify="right")
     for task, *replies in zip(sums, before, after, strict=True):
-        marked = [f"{reply} {'[green]✓' if task.reward(reply) else '[red]✗'}" for reply in replies]
-        table.add_row(task.prompt, *marked)
+        table.add_row(task.prompt, *[marked(reply, bool(task.reward(reply))) for reply in replies])
     console.print(table)
 
 
@@ -166,20 +142,7 @@ def pretrain(
 ) -> GPT2LMHeadModel:
     """Train a GPT-2 from scratch on homework by plain cross-entropy; only answers are scored."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=16,
-        n_embd=64,
-        n_layer=2,
-        n_head=4,
-        initializer_range=0.1,  # the usual 0.02 is made for wide models and learns slowly here
-        resid_pdrop=0.0,  # samples must come from the very distribution that PPO scores
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = GPT2LMHeadModel(config).to(device)
+    model = GPT2LMHeadModel(small_gpt2(tokenizer)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 3e-3, total_steps=steps, pct_start=0.1, cycle_momentum=False
@@ -266,26 +229,19 @@ def lift(
             bar.update(task, advance=1, live=live)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="of weights, homework and sampling")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--pretrain-steps", type=int, default=250)
-    parser.add_argument("--passes", type=int, default=2, help="of PPO over the training sums")
-    options = parser.parse_args()
+def run(folder: Path, seed: int, pretrain_steps: int, passes: int) -> None:
+    """The act of PPO: trains, prints, writes logs, curves and model."""
     started = time.perf_counter()
-    torch.set_num_threads(1)  # matrices this small lose more to waiting than a second core gives
-    disable_progress_bar()
-    set_seed(options.seed)
-    journal = Journal(options.output_dir)
-    tokenizer = build_tokenizer()
+    set_seed(seed)
+    journal = Journal(folder)
+    tokenizer = build_tokenizer(CHARACTERS)
     training_sums, unseen = split_sums()
 
-    model = pretrain(tokenizer, training_sums, options.pretrain_steps, options.seed, journal)
+    model = pretrain(tokenizer, training_sums, pretrain_steps, seed, journal)
     before, replies_before = evaluate("before", model, tokenizer, unseen, journal)
 
     config = PPOConfig(
-        seed=options.seed, learning_rate=2e-4, batch_size=128, mini_batch_size=64, init_kl_coef=0.05
+        seed=seed, learning_rate=2e-4, batch_size=128, mini_batch_size=64, init_kl_coef=0.05
     )
     trainer = PPOTrainer(
         config,
@@ -294,11 +250,11 @@ def main() -> None:
         dataset=Prompts(training_sums, tokenizer),
         data_collator=collate,
     )
-    lift(trainer, tokenizer, options.passes, journal)
+    lift(trainer, tokenizer, passes, journal)
 
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    trained.save_pretrained(options.output_dir / "checkpoint")
-    tokenizer.save_pretrained(options.output_dir / "checkpoint")
+    trained.save_pretrained(folder / "checkpoint")
+    tokenizer.save_pretrained(folder / "checkpoint")
     after, replies_after = evaluate("after", trained.pretrained_model, tokenizer, unseen, journal)
     show_samples(unseen[:8], replies_before[:8], replies_after[:8])
     panels = {
@@ -308,7 +264,7 @@ def main() -> None:
         "value loss": "ppo/loss/value",
     }
     save_curves(
-        options.output_dir / "curves.png",
+        folder / "curves.png",
         "PPO on two-digit sums",
         {title: journal.column(key) for title, key in panels.items()},
         note=f"right answers to {len(unseen)} unseen sums: {before:.1%} before, {after:.1%} after",
@@ -316,9 +272,25 @@ def main() -> None:
     )
     seconds = time.perf_counter() - started
     journal.write(stage="done", seconds=round(seconds, 1))
-    console.print(
-        f"{before:.3f} → [bold green]{after:.3f}[/] in {seconds:.0f} s; see {options.output_dir}/"
-    )
+    console.print(f"{before:.3f} → [bold green]{after:.3f}[/] in {seconds:.0f} s; see {folder}/")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--act", choices=("both", "ppo", "grpo"), default="both")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, homework and sampling")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--pretrain-steps", type=int, default=250, help="before PPO")
+    parser.add_argument("--passes", type=int, default=2, help="of PPO over the training sums")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # matrices this small lose more to waiting than a second core gives
+    disable_progress_bar()
+    if options.act != "grpo":
+        console.rule("PPO: two-digit sums that carry")
+        run(options.output_dir, options.seed, options.pretrain_steps, options.passes)
+    if options.act != "ppo":
+        console.rule("GRPO: two-digit sums that carry, differences that borrow")
+        quickstart_grpo.run(options.output_dir / "grpo", options.seed)
 
 
 if __name__ == "__main__":

@@ -81,17 +81,22 @@ class Offline:
 
 
 def parse(
-    config: type, defaults: Mapping[str, Any], argv: Sequence[str] | None, about: str
+    config: type,
+    defaults: Mapping[str, Any],
+    argv: Sequence[str] | None,
+    about: str,
+    script_type: type = ScriptArguments,
 ) -> tuple[Any, ...]:
-    """(Offline, ScriptArguments, config, ModelConfig, DatasetMixtureConfig) of a command line.
+    """(Offline, script_type, config, ModelConfig, DatasetMixtureConfig) of a command line.
 
     Args:
         config: the trainer's.
         defaults: of an offline run, where they differ from those of the dataclasses.
         argv: the words; None: the program's own.
         about: a line for --help.
+        script_type: ScriptArguments, or with rewards.
     """
-    types = (Offline, ScriptArguments, config, ModelConfig, DatasetMixtureConfig)
+    types = (Offline, script_type, config, ModelConfig, DatasetMixtureConfig)
     parser = TrlParser(types, description=about, usage="%(prog)s [options]")
     words = list(sys.argv[1:] if argv is None else argv)
     if any(word.split("=")[0] == "--dataset" for word in words):
@@ -108,9 +113,11 @@ def parse(
             ("--model_name_or_path (use --model)", model.model_name_or_path),
             ("--dataset_name", script.dataset_name),
             ("datasets", mixture.datasets),
+            ("--reward_funcs", getattr(script, "reward_funcs", None)),
+            ("--reward_model_name_or_path", getattr(script, "reward_model_name_or_path", None)),
         ):
             if given:
-                parser.error(f"--dataset FOLDER needs no hub: leave out {name}")
+                parser.error(f"--dataset FOLDER has all it needs: leave out {name}")
         disable_progress_bar()
         disable_loading_bar()
     return options
@@ -123,17 +130,20 @@ def run(
     train_offline: Callable[[Offline, Any, ModelConfig], dict[str, tuple[float, float]]],
     about: str,
     argv: Sequence[str] | None,
+    script_type: type = ScriptArguments,
+    keywords: Callable[..., dict[str, Any]] = trainer_arguments,
 ) -> dict[str, tuple[float, float]] | None:
     """What a script does: `train_offline` with --dataset FOLDER, else the trainer on hub names.
 
-    The arguments are those of `parse`, and `about` the script's docstring.
+    The arguments are those of `parse`, `about` the script's docstring, and `keywords` makes the
+    trainer's out of the options.
     """
     offline, script_args, training_args, model_args, mixture = parse(
-        config, defaults, argv, about.split("\n")[0]
+        config, defaults, argv, about.split("\n")[0], script_type
     )
     if offline.dataset is not None:
         return train_offline(offline, training_args, model_args)
-    arguments = trainer_arguments(script_args, training_args, model_args, mixture)
+    arguments = keywords(script_args, training_args, model_args, mixture)
     fit(trainer(**arguments), script_args)
     return None
 

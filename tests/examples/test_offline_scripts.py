@@ -1,4 +1,4 @@
-"""examples/scripts/{sft,dpo,kto,reward_modeling}.py: flags, a few steps, and learning on GSM8K."""
+"""Offline scripts (SFT, DPO, KTO, reward models, GRPO): flags, a few steps, learning on GSM8K."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "examples" / "scripts"
-NAMES = ("sft", "dpo", "kto", "reward_modeling")
+NAMES = ("sft", "dpo", "kto", "reward_modeling", "grpo")
 GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 
 
@@ -21,6 +21,7 @@ def scripts(monkeypatch):
     """The scripts as modules by name, with a model small enough for a test."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import dpo
+    import grpo
     import gsm8k
     import kto
     import reward_modeling
@@ -30,7 +31,7 @@ def scripts(monkeypatch):
     monkeypatch.setattr(gsm8k, "SHAPE", gsm8k.SHAPE | small)
     monkeypatch.setattr(gsm8k, "VOCABULARY", 300)
     monkeypatch.setattr(gsm8k, "NEW_TOKENS", 4)
-    return {"sft": sft, "dpo": dpo, "kto": kto, "reward_modeling": reward_modeling}
+    return {"sft": sft, "dpo": dpo, "kto": kto, "reward_modeling": reward_modeling, "grpo": grpo}
 
 
 @pytest.fixture
@@ -71,6 +72,12 @@ def test_help_and_flags_that_are_wrong(scripts, capsys, name):
     assert code == 2 and "leave out --model_name_or_path (use --model)" in shown.err
     code, shown = refused("--model", "here")
     assert code == 2 and "--model is for --dataset FOLDER" in shown.err
+
+
+def test_offline_rewards_are_the_scripts_own(scripts, capsys):
+    with pytest.raises(SystemExit):
+        scripts["grpo"].main(["--dataset", "there", "--reward_funcs", "think_format_reward"])
+    assert "leave out --reward_funcs" in capsys.readouterr().err
 
 
 def test_rows_are_split_by_problem(scripts, sums):
@@ -115,6 +122,10 @@ def test_a_few_steps_of_each(scripts, sums, tmp_path):
     assert run("kto", *model)["loss"][0] == pytest.approx(0.5, abs=1e-3)
     assert run("reward_modeling")["… loss"][0] == pytest.approx(0.69, abs=0.05)
     assert (tmp_path / "reward_modeling" / "sft" / "model.safetensors").exists()
+    lengths = run("grpo", *model, "--num_generations", "2", "--max_completion_length", "6")
+    assert max(lengths["tokens of a solution"]) <= 6
+    logged = json.loads((tmp_path / "grpo" / "log.jsonl").read_text().splitlines()[0])
+    assert {"eval_rewards/grounded/mean", "eval_rewards/right_number/mean"} <= logged.keys()
 
 
 def test_the_hub_flags_on_local_folders(scripts, sums, tmp_path):
@@ -152,3 +163,5 @@ def test_held_out_figures_improve_on_real_data(tmp_path):
     dpo = run("dpo", 40, *model)
     assert dpo[f"{person}: reward accuracy"][1] > 0.55 and dpo["… loss"][1] < 0.68
     assert run("kto", 40, *model)["difference"][1] > 0
+    learnt = run("grpo", 30, *model)["reward (sum of the four)"]
+    assert learnt[1] > learnt[0] + 0.1

@@ -46,7 +46,7 @@ def test_unseen_sums_are_fixed_and_apart(quickstart):
 
 
 def test_the_tokenizer_returns_what_it_was_given(quickstart):
-    tokenizer = quickstart.build_tokenizer()
+    tokenizer = quickstart.build_tokenizer(quickstart.CHARACTERS)
     batch = tokenizer(["37+45=82<eos>", "1+9="], padding=True)
     assert set(batch) == {"input_ids", "attention_mask"}
     assert [len(row) for row in batch["input_ids"]] == [9, 9]
@@ -61,7 +61,7 @@ def test_the_tokenizer_returns_what_it_was_given(quickstart):
     ("written", "read"), [("82<eos><pad>", "82"), ("8<pad>2<eos>", "8<pad>2"), ("82=", "82=")]
 )
 def test_a_reply_ends_at_the_end_mark_only(quickstart, written, read):
-    tokenizer = quickstart.build_tokenizer()
+    tokenizer = quickstart.build_tokenizer(quickstart.CHARACTERS)
     ids = tokenizer(written, return_tensors="pt").input_ids[0]
     assert quickstart.read_reply(tokenizer, ids) == read
 
@@ -70,7 +70,7 @@ def test_a_reply_ends_at_the_end_mark_only(quickstart, written, read):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_reward_at_least_doubles(seed, tmp_path, quickstart):
     command = [sys.executable, str(ROOT / "examples" / "quickstart.py")]
-    command += ["--seed", str(seed), "--output-dir", str(tmp_path)]
+    command += ["--act", "ppo", "--seed", str(seed), "--output-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
 
