@@ -111,6 +111,28 @@ def test_a_single_group_fills_every_pass():
     assert sorted(map(len, regrouped(whole, 6))) == [1] * 6
 
 
+def test_rows_that_belong_together_are_never_parted():
+    # Five pairs that answer one prompt, a heavy and a light one; halves are of whole pairs.
+    numbers = [0] * 10 + [1] * 2 + [2] * 2
+    whole = answers([4] * 10 + [90] * 2 + [1] * 2, [9] * 14, numbers)
+    for parts in (2, 3, 5, 7):
+        passes = regrouped(whole, parts, together=2)
+        assert len(passes) == parts and all(passes)
+        for rows in passes:
+            assert rows[1::2] == [row + 1 for row in rows[0::2]]
+            assert all(row % 2 == 0 for row in rows[0::2])
+
+
+def test_prompts_lose_their_beginning_for_the_longest_answer_beside_them():
+    ids = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [7], [7]]
+    own = [[9] * 2, [9] * 4, [9] * 8, [9]]
+    drawn = Drawn(["a", "a", "b", "b"], ["w"] * 4, ids, own)
+    cut = drawn.within(7, together=2)
+    assert cut.prompt_ids == [[3, 4, 5], [3, 4, 5], [7], [7]] and cut.completion_ids == own
+    assert drawn.within(7, together=1).prompt_ids == [[1, 2, 3, 4, 5], [3, 4, 5], [7], [7]]
+    assert drawn.prompt_ids == ids
+
+
 def test_replaced_answers_take_the_places_of_the_old():
     def drawn(first):
         return Drawn(

@@ -81,9 +81,23 @@ def run(
     give: Callable[[Any, Script], None] = making.give_completions,
     **settings: Any,
 ) -> dict[str, list[float]]:
+    """`run_in` a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_in(Path(folder), case, trainer_class, config_class, give, **settings)
+
+
+def run_in(
+    folder: Path,
+    case: Case,
+    trainer_class: type,
+    config_class: type,
+    give: Callable[[Any, Script], None],
+    **settings: Any,
+) -> dict[str, list[float]]:
     """Train, and give the values of each of `METRICS` in order.
 
     Args:
+        folder: one of all ranks.
         give: puts the script in the place of what the trainer draws.
         settings: more of the configuration.
     """
@@ -91,14 +105,14 @@ def run(
     rows = making.prompts(PROMPTS, case.chat)
     script = Script([rows], case.script)
     more = {"ref_model": making.model("llama")} if "reference" in case.script else {}
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = trainer_class(
-            args=config_class(name, **{**BASE, **case.config, **settings}),
+            args=config_class(str(folder), **{**BASE, **case.config, **settings}),
             train_dataset=rows,
             processing_class=making.tokenizer(),
-            **_policy(case, Path(name)),
-            **_rewards(case, Path(name)),
+            **_policy(case, folder),
+            **_rewards(case, folder),
             **more,
         )
         if case.lora == "new":

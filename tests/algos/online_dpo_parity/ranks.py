@@ -1,0 +1,64 @@
+"""One rank of a run on two: torchrun … ranks.py FOLDER [balance_ranks]; rank 0 writes the logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tests.algos.online_dpo_parity import cases, running
+from tests.algos.online_parity import making
+
+
+def give(trainer: Any, script: running.Script) -> None:
+    """Answers that are the same on whichever rank a prompt is."""
+    alike = SimpleNamespace(state=trainer.state, accelerator=SimpleNamespace(process_index=0))
+    making.give_completions(trainer, script)
+    plain = script.answers
+    script.answers = lambda ids, _: plain(ids, alike)
+
+
+def run(folder: Path, world: int, given: dict[str, Any]) -> dict[str, list[float]]:
+    """Eight prompts a step, over all ranks and two micro-batches."""
+    from fastrl import OnlineDPOConfig, OnlineDPOTrainer
+
+    class Counted(OnlineDPOTrainer):
+        def train(self) -> Any:
+            assert self.accelerator.num_processes == world
+            return super().train()
+
+    settings = {
+        "per_device_train_batch_size": 4 // world,
+        "gradient_accumulation_steps": 2,
+        "shuffle_dataset": False,
+        **given,
+    }
+    return running.run_in(folder, cases.ALL[0], Counted, OnlineDPOConfig, give, **settings)
+
+
+def read(folder: Path) -> dict[str, list[float]]:
+    """What rank 0 logged."""
+    return json.loads((folder / "logs.json").read_text())
+
+
+def main() -> None:
+    """Run as this rank."""
+    torch.set_num_threads(1)
+    folder, *flags = sys.argv[1:]
+    logs = run(Path(folder), int(os.environ["WORLD_SIZE"]), dict.fromkeys(flags, True))
+    if os.environ["RANK"] == "0":
+        (Path(folder) / "logs.json").write_text(json.dumps(logs))
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may abort an ordinary exit
+
+
+if __name__ == "__main__":
+    main()
