@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastrl.models import door, layout, noise, spans
-from fastrl.models.policy import PACK_TOKENS, logprobs
+from fastrl.models.policy import logprobs, pass_limit
 from fastrl.models.pooled import Request, prepare_rewards
 from fastrl.models.spans import Places
 from fastrl.types import Tokens
@@ -134,7 +134,7 @@ def values(
     instance, _ = door.find(model)
     plan = prepare_rewards(model)
     if plan.packed:
-        limit = None if torch.is_grad_enabled() else PACK_TOKENS.get(tokens.ids.device.type, 8192)
+        limit = pass_limit(instance, tokens.ids.device)
         share = plan.shares_prefix and not noise.active(instance)
         places = layout.packed(tokens, limit, share, spans=chosen)
     else:

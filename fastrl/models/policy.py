@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from fastrl.models import door, handshake, layout, noise, router, spans, trial
 from fastrl.models.handshake import LanguageModel, Plan
@@ -110,12 +111,9 @@ def logprobs(
         return _soft_prompt_logprobs(model, tokens, temperature, tuple(stats), routed)
     own_forward = routed and (plan.head is None or not router.from_gates(instance))
     if plan.packed and not own_forward:
-        limit = None
-        # Parameters spread over ranks are gathered at every pass, so all make the same number.
-        if not torch.is_grad_enabled() and not trial.partitioned(instance):
-            limit = PACK_TOKENS.get(tokens.ids.device.type, 8192)
+        limit = pass_limit(instance, tokens.ids.device)
         share = plan.shares_prefix and not routed and not noise.active(instance)
-        trim = plan.trims and not routed
+        trim = not routed and trims(plan, instance)
         places = layout.packed(tokens, limit, share, whole=routed, trim=trim)
     else:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads)
@@ -124,6 +122,24 @@ def logprobs(
         head = replace(head, fp32=True)
     request = door.Request(places.batches, temperature, head, stats=tuple(stats), aux_loss=routed)
     return _frames(tokens, places.frame, model(fastrl_request=request))
+
+
+def pass_limit(model: PreTrainedModel, device: torch.device) -> int | None:
+    """Most tokens of a packed pass; None: all go through in one.
+
+    Parameters spread over ranks are gathered at every pass, so all ranks make the same number.
+    """
+    if torch.is_grad_enabled() or trial.partitioned(model):
+        return None
+    return PACK_TOKENS.get(device.type, 8192)
+
+
+def trims(plan: Plan, model: PreTrainedModel) -> bool:
+    """Whether the last layer may leave out what no score depends on.
+
+    It does where enough is left out, which ranks find differently, and takes another way then.
+    """
+    return plan.trims and not (torch.is_grad_enabled() and trial.joins_in_order(model))
 
 
 def require_fp32_head(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from fastrl.models import door, handshake, layout, noise, spans
 from fastrl.models.handshake import Plan
 from fastrl.models.layout import Batch, Layout
-from fastrl.models.policy import PACK_TOKENS
+from fastrl.models.policy import pass_limit, trims
 from fastrl.models.spans import Places
 from fastrl.types import Tokens
 
@@ -139,9 +139,9 @@ def rewards(model: nn.Module, tokens: Tokens, pooled: Sequence[int]) -> torch.Te
     if plan.head is None:
         places = _own_layout(instance, tokens, plan)
     elif plan.packed:
-        limit = None if torch.is_grad_enabled() else PACK_TOKENS.get(tokens.ids.device.type, 8192)
+        limit = pass_limit(instance, tokens.ids.device)
         share = plan.shares_prefix and not noise.active(instance)
-        places = layout.packed(tokens, limit, share, trim=plan.trims, spans=chosen)
+        places = layout.packed(tokens, limit, share, trim=trims(plan, instance), spans=chosen)
     else:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads, spans=chosen)
     found = model(fastrl_request=Request(places.batches, plan.head is None))

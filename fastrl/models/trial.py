@@ -156,6 +156,15 @@ def partitioned(model: PreTrainedModel) -> bool:
     )
 
 
+def joins_in_order(model: PreTrainedModel) -> bool:
+    """Whether an engine adds up gradients of several ranks in the order in which they come.
+
+    ZeRO-1 and 2 lay them end to end as backward makes them, so on every rank backward has to take
+    the same way through the parameters; otherwise one's gradient is added to another's.
+    """
+    return any(hasattr(parameter, "param_idx_in_group") for parameter in model.parameters())
+
+
 def key(model: PreTrainedModel) -> tuple[str, torch.dtype]:
     """What a proof is good for: the device type and the dtype of the embeddings."""
     table = _embedding(model)
