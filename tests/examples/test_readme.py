@@ -66,3 +66,18 @@ def test_the_offline_scripts_run_as_printed(title, rows, tmp_path, monkeypatch):
     assert len([line for line in text.splitlines() if line.strip()]) <= 12
     exec(compile(text, str(README), "exec"), {})
     assert (tmp_path / "runs" / title.lower() / "log.jsonl").read_text().count("loss") == 1
+
+
+@pytest.mark.filterwarnings("ignore:an answer ends where")
+def test_the_grpo_script_runs_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    making.model().save_pretrained("Qwen/Qwen3-0.6B")
+    making.tokenizer().save_pretrained("Qwen/Qwen3-0.6B")
+    row = {"prompt": [{"role": "user", "content": "What is 3 + 4?"}], "solution": "$7$"}
+    rows = datasets.Dataset.from_list([row])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    text = script("GRPOTrainer")
+    assert len([line for line in text.splitlines() if line.strip()]) <= 12
+    exec(compile(text, str(README), "exec"), {})
+    log = (tmp_path / "runs" / "grpo" / "log.jsonl").read_text()
+    assert "train_loss" in log
