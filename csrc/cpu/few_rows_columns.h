@@ -29,7 +29,7 @@ constexpr int kBytes = 16;
 constexpr int kRows = 3;
 #endif
 constexpr int kLanes = kBytes / 4;
-constexpr int kColumns = 4;  // as many as a Quad has lanes
+constexpr int kColumns = 4;       // as many as a Quad has lanes
 constexpr int64_t kDepth = 1024;  // a stretch of 64 rows stays in the second cache
 constexpr int64_t kChunk = 64;    // rows
 

@@ -155,6 +155,7 @@ RLOO = [
           num_generations_eval=2),
 ]  # fmt: skip
 
+
 def _ranks(name: str, trainer: str = "GRPO", **given: Any) -> Case:
     given = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, **given}
     return replace(_case(trainer, name, **given), name=name, group="ranks")
