@@ -36,6 +36,7 @@ OFFLINE = {
     "per_device_eval_batch_size": 64,
     "num_generations_eval": 1,
     "max_completion_length": 128,
+    "temperature": 0.7,  # as the samples are drawn; a model this small rambles at 1
     "learning_rate": 3e-4,
 }
 REWARDS = (answer_line, arithmetic, grounded, right_number)
@@ -69,7 +70,7 @@ def train_offline(
     """Solutions to the training problems, drawn and rewarded; test problems to judge by."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
     rows, test = gsm8k.problems(data, "train"), gsm8k.first(gsm8k.problems(data, "test"))
-    model = offline.model or sft.short(offline.dataset, folder / "sft", args)
+    model = offline.model or sft.short(offline.dataset, folder / "sft", args, times=3)
     args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
     trainer = GRPOTrainer(
         model=model,

@@ -65,9 +65,12 @@ def train_offline(
     return figures
 
 
-def short(dataset: str, folder: Path, args: TrainingArguments) -> str:
-    """The folder of a model by a short SFT, for the scripts that start from one."""
-    steps = min(SHORT, args.max_steps) if args.max_steps > 0 else SHORT
+def short(dataset: str, folder: Path, args: TrainingArguments, times: int = 1) -> str:
+    """The folder of a model by a short SFT, for the scripts that start from one.
+
+    It takes `SHORT` steps, but at most `times` those of the run that follows.
+    """
+    steps = min(SHORT, times * args.max_steps) if args.max_steps > 0 else SHORT
     words = ["--dataset", dataset, "--output_dir", str(folder), "--seed", str(args.seed)]
     main([*words, "--max_steps", str(steps), "--use_cpu", str(args.use_cpu)])
     return str(folder)
