@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from fastrl.models import activations, attention, door, last_layer, layout, trial
+from fastrl.models import activations, attention, door, last_layer, layout, trial, twin
 from fastrl.models.layout import Batch, Layout
 from fastrl.models.spans import Places, places
 from fastrl.types import Shared, Tokens
@@ -189,9 +189,6 @@ def examine(model: PreTrainedModel, subject: Subject) -> Plan:
     """
     takes_positions = "position_ids" in inspect.signature(type(model).forward).parameters
     proven_on = trial.key(model)
-    if trial.partitioned(model):
-        why = "its parameters are partitioned over processes, so it cannot run by itself"
-        return Plan(False, None, why, takes_positions, True, proven_on)
     tolerance = trial.TOLERANCE.get(proven_on[1], 5e-2)
     tried = _Trial(model, subject, trial.rows(model), tolerance)
     head: door.Head | None = subject.head(model)
@@ -228,6 +225,24 @@ def examine(model: PreTrainedModel, subject: Subject) -> Plan:
     )
 
 
+def _examine_twin(model: PreTrainedModel, subject: Subject) -> Plan:
+    """The plan of a small model of the same class, and the model made ready for it."""
+    try:
+        tried = twin.of(model)
+    except Exception as error:  # a class that no smaller config fits
+        why = f"it cannot run by itself, and neither can a smaller one ({trial.told(error)})"
+        takes_positions = "position_ids" in inspect.signature(type(model).forward).parameters
+        return Plan(False, None, why, takes_positions, True, trial.key(model))
+    door.install(tried)
+    plan = replace(examine(tried, subject), proven_on=trial.key(model))
+    if plan.packed:
+        attention.enable(model.config)
+    if plan.trims:
+        trim_reason = _failure(lambda: last_layer.install(model))
+        plan = replace(plan, trims=trim_reason is None, trim_reason=trim_reason)
+    return plan
+
+
 def standing(model: PreTrainedModel) -> Plan | None:
     """The plan of an earlier `prepare`, if it still holds."""
     plan = model.__dict__.get(_PLAN)
@@ -241,6 +256,6 @@ def standing(model: PreTrainedModel) -> Plan | None:
 def prepare(model: PreTrainedModel, subject: Subject) -> Plan:
     """Install the door, examine the model and remember the plan."""
     door.install(model)
-    plan = examine(model, subject)
+    plan = _examine_twin(model, subject) if twin.needed(model) else examine(model, subject)
     model.__dict__[_PLAN] = plan
     return plan

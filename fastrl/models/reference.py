@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers import PreTrainedModel
+
+from fastrl.models import trial
 
 # Where the layers of a model family lie; `{layer}` is the first layer that is not shared.
 LAYER_PATTERNS = (
@@ -37,6 +39,24 @@ def _first_unshared(names: list[str], layer: int, pattern: str | None) -> int:
     )
 
 
+def _copy_of_shares(model: Any) -> Any:
+    """A copy of a model partitioned by ZeRO-3, each process copying its own share."""
+    import deepspeed
+
+    # As for any model that transformers makes under ZeRO-3, no process ever holds it whole.
+    made = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    held = dict(model.named_parameters())
+    for name, parameter in made.named_parameters():
+        if hasattr(held[name], "ds_tensor"):
+            parameter.ds_tensor.data.copy_(held[name].ds_tensor.data)
+        else:
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(held[name].data)
+    for name, buffer in made.named_buffers():
+        buffer.data.copy_(model.get_buffer(name).data)
+    return made.requires_grad_(False).eval()
+
+
 def create_reference_model(
     model: Model, num_shared_layers: int | None = None, pattern: str | None = None
 ) -> Model:
@@ -51,8 +71,8 @@ def create_reference_model(
         pattern: the name of a layer with `{layer}` in it, where the known ones do not fit.
 
     Raises:
-        ValueError: under ZeRO-3, for what is no model or no number of layers, or if no parameter
-            matches the pattern.
+        ValueError: for what is no model or no number of layers, if no parameter matches the
+            pattern, or under ZeRO-3 for a wrapped model or shared layers.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch module, got {type(model).__name__}")
@@ -63,11 +83,14 @@ def create_reference_model(
                 f"num_shared_layers={num_shared_layers!r}: a whole number of at least 0 is needed, "
                 "or None for a copy of everything"
             )
-    if is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "create_reference_model cannot copy parameters partitioned by DeepSpeed ZeRO-3; load "
-            "the reference by from_pretrained and give it to the trainer as ref_model"
-        )
+    if trial.partitioned(model):
+        if num_shared_layers is not None or not isinstance(model, PreTrainedModel):
+            raise ValueError(
+                "create_reference_model copies a transformers model whole where DeepSpeed ZeRO-3 "
+                "has partitioned it, but neither shares layers nor copies a wrapped one; load the "
+                "reference by from_pretrained and give it to the trainer as ref_model"
+            )
+        return _copy_of_shares(model)
     shared = []
     if num_shared_layers is not None:
         named = list(model.named_parameters())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 
 from fastrl.models import adapters
@@ -32,7 +33,7 @@ def deepspeed_engine(model: nn.Module, accelerator: Accelerator) -> nn.Module:
             config["zero_optimization"] |= {
                 "reduce_bucket_size": hidden * hidden,
                 "stage3_param_persistence_threshold": 10 * hidden,
-                "stage3_prefetch_bucket_size": 0.9 * hidden * hidden,
+                "stage3_prefetch_bucket_size": 9 * hidden * hidden // 10,  # whole, or it is refused
             }
     else:
         config["zero_optimization"]["stage"] = 0
@@ -41,6 +42,20 @@ def deepspeed_engine(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     return engine
+
+
+def _placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The model where the policy will be, whole or in shares as that is."""
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        return deepspeed_engine(model, accelerator)
+    if kind != DistributedType.FSDP:
+        return accelerator.prepare_model(model, evaluation_mode=True)
+    if accelerator.is_fsdp2:
+        return fsdp2_prepare_model(accelerator, model)
+    prepared = accelerator.prepare_model(model)
+    accelerator._models.remove(prepared)  # what it holds it saves and clips
+    return prepared
 
 
 def copy_adapter(model: nn.Module) -> None:
@@ -144,10 +159,7 @@ class Reference:
         if model is None:
             return
         prepare_policy(model)
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self.model = deepspeed_engine(model, accelerator)
-        else:
-            self.model = accelerator.prepare_model(model, evaluation_mode=True)
+        self.model = _placed(model, accelerator)
 
     @torch.no_grad()
     def logprobs(

@@ -1,6 +1,7 @@
 """One rank of two: torchrun … worker.py WAY FOLDER TASK…; writes FOLDER/<task>/<rank>.pt.
 
-WAY says how weights lie: `ddp` whole on both ranks, `fsdp2`, `zero1` to `zero3` in shares.
+WAY says how weights lie: `ddp` whole on both ranks, `fsdp2`, `zero1` to `zero3` in shares;
+`fsdp2_lean` that rank 0 alone loads them.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def spreading(way: str) -> dict[str, Any]:
     """Training arguments that spread the weights."""
     if way == "ddp":
         return {}
-    if way == "fsdp2":
+    if way.startswith("fsdp2"):
         wrapped = {"transformer_layer_cls_to_wrap": ["Qwen2DecoderLayer"]}
-        return {"fsdp": "full_shard", "fsdp_config": {"version": 2, **wrapped}}
+        lean = {"cpu_ram_efficient_loading": way == "fsdp2_lean"}
+        return {"fsdp": "full_shard", "fsdp_config": {"version": 2, **wrapped, **lean}}
     zero = {"stage": int(way[-1]), "stage3_gather_16bit_weights_on_model_save": True}
     config = {
         "zero_optimization": zero,
@@ -122,6 +124,11 @@ def dpo(way: str, folder: Path) -> Any:
     return offline("DPO", "preference", way, folder)
 
 
+def dpo_synced(way: str, folder: Path) -> Any:
+    sync = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}
+    return offline("DPO", "preference", way, folder, **sync)
+
+
 def dpo_given(way: str, folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -175,7 +182,8 @@ def scripted_grpo(way: str, folder: Path) -> Any:
 
 
 TASKS: dict[str, Callable[[str, Path], Any]] = {
-    f.__name__: f for f in (packed_sft, sft2, lora_sft, dpo, dpo_given, reward, grpo, scripted_grpo)
+    f.__name__: f
+    for f in (packed_sft, sft2, lora_sft, dpo, dpo_synced, dpo_given, reward, grpo, scripted_grpo)
 }
 
 
@@ -196,6 +204,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if way != "ddp":
         claim_devices()
+    if way == "fsdp2_lean":  # as `accelerate launch` says it
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     PartialState()
     for task in tasks:
         folder = Path(place, task)

@@ -95,7 +95,9 @@ def test_layer_1_is_not_layer_10(tiny: Any) -> None:
     assert trained[0].startswith("model.layers.10.")
 
 
-def test_zero_3_is_refused(tiny: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(reference, "is_deepspeed_zero3_enabled", lambda: True)
+def test_layers_are_not_shared_under_zero_3(tiny: Any) -> None:
+    model = tiny("llama")
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id = number
     with pytest.raises(ValueError, match="ZeRO-3"):
-        create_reference_model(tiny("llama"))
+        create_reference_model(model, num_shared_layers=1)

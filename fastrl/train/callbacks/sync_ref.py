@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
@@ -42,6 +43,10 @@ class SyncRefModelCallback(TrainerCallback):
                 f"the reference cannot follow the policy: {counts[1]} and {counts[0]} parameters, "
                 "or of different shapes; give a reference of the same architecture, without adapter"
             )
+        for held in (target_model, model):
+            _reshard(held)
+        # FSDP puts shares in the place of the parameters, so they are looked up again.
+        pairs = zip(target_model.parameters(), model.parameters(), strict=True)
         for target, source in pairs:
             _mix(target, source, alpha)
 
@@ -55,6 +60,13 @@ class SyncRefModelCallback(TrainerCallback):
         if self.accelerator is not None:
             model = self.accelerator.unwrap_model(model)
         self.sync_target_model(model, self.ref_model, args.ref_model_mixup_alpha)
+
+
+def _reshard(model: nn.Module) -> None:
+    """Give up what FSDP2 still holds gathered of a pass that no backward followed."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
