@@ -12,7 +12,7 @@ import inspect
 import math
 import reprlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,14 +263,24 @@ def _warn_of_doubles(names: list[str]) -> None:
         )
 
 
-def _keywords(columns: Mapping[str, Sequence[Any]], rows: int) -> dict[str, Any]:
-    keywords: dict[str, Any] = {}
-    for name, values in columns.items():
+def require_free(columns: Iterable[str]) -> None:
+    """Refuse columns of a data set that are called as what the trainer gives reward functions.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    for name in columns:
         if name in _OURS:
             raise ValueError(
                 f"the data set's column {name!r} has the name of an argument that reward functions "
                 "are given by the trainer; rename it with rename_column"
             )
+
+
+def _keywords(columns: Mapping[str, Sequence[Any]], rows: int) -> dict[str, Any]:
+    keywords: dict[str, Any] = {}
+    require_free(columns)
+    for name, values in columns.items():
         if name in _TRL_DROPS:
             continue
         if len(values) != rows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,20 @@ def resolved(
         given = generation_config.update(**given)
     prepare: Any = model._prepare_generation_config
     return prepare(generation_config, **given)
+
+
+def refuse_unknown(model: PreTrainedModel, others: Mapping[str, Any]) -> None:
+    """Refuse what is no setting and neither `generate` nor the model's forward takes.
+
+    Raises:
+        ValueError: naming the arguments.
+    """
+    instance: Any = model
+    taken = inspect.signature(instance.generate).parameters
+    try:
+        instance._validate_model_kwargs({n: x for n, x in others.items() if n not in taken})
+    except ValueError as error:
+        raise ValueError(f"generation_kwargs: {error}") from None
 
 
 def sampling_of(config: GenerationConfig) -> Sampling:

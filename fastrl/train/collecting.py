@@ -14,7 +14,7 @@ import torch
 from fastrl.rewards.running import RewardFunctions, Scores
 from fastrl.train.agreement import agreed
 from fastrl.train.completion_log import CompletionLog
-from fastrl.train.drawing import Drawing, DrawnBy, ends
+from fastrl.train.drawing import Drawing, DrawnBy
 from fastrl.train.experience import Drawn, Experience, padded, put
 
 Row = dict[str, Any]
@@ -61,7 +61,6 @@ class Collecting:
     def __init__(self, trainer: Any, rewards: RewardFunctions, drawn_by: DrawnBy) -> None:
         self._trainer = trainer
         self._rewards = rewards
-        self._ends = ends(trainer.processing_class, trainer.model)
         self._drawing = Drawing(trainer, drawn_by)
         self.completions = CompletionLog(trainer.args, trainer.accelerator, rewards.names)
         self._user_metrics: dict[str, list[float]] = defaultdict(list)
@@ -209,8 +208,10 @@ class Collecting:
 
     def _truncated(self, drawn: Drawn) -> list[bool]:
         """Which answers were cut off by the limit."""
-        last = {*self._ends, self._trainer.processing_class.pad_token_id}
-        return [ids[-1] not in last for ids in drawn.completion_ids]
+        last = {*self._drawing.ends, self._trainer.processing_class.pad_token_id}
+        stopped = drawn.stopped or [False] * len(drawn.completion_ids)
+        pairs = zip(drawn.completion_ids, stopped, strict=True)
+        return [ids[-1] not in last and not ended for ids, ended in pairs]
 
     # --- the record ------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from fastrl.rollout.completion import Completion, Request
 from fastrl.rollout.environments import Environments
 from fastrl.rollout.plan import Plan
 from fastrl.rollout.prompts import check_prompts, limits, row_seeds
-from fastrl.rollout.sampling import Sampling, ids_of
+from fastrl.rollout.sampling import Sampling, ids_of, refuse_unknown
 from fastrl.rollout.tool_loop import ToolLoop
 from fastrl.train.experience import Drawn, Text
 from fastrl.train.online_config import OnlineConfig
@@ -54,7 +54,9 @@ class InProcess:
         self.model = model
         self._tokenizer = tokenizer
         self._arguments = self._settings(args)
-        self.sampling = self._plan().sampling
+        plan = self._plan()
+        refuse_unknown(door.find(model)[0], plan.others)
+        self.sampling = plan.sampling
         if not self.sampling.eos and not self.sampling.stop:
             raise ValueError(
                 "processing_class: the tokenizer has no eos_token, so no answer would end before "
@@ -223,7 +225,7 @@ class Drawing:
             environments, conversations = self._environments.open(rows)
             prompts: list[Text] = list(conversations)
         else:
-            prompts = [row["prompt"] for row in rows]
+            prompts = _prompts_of(rows)
         with self._awake():
             drawn = self._found(prompts, environments)
         return replace(drawn, environments=environments)
@@ -245,6 +247,7 @@ class Drawing:
             ids,
             answers,
             sampled_logp=None if self._vllm is None else [one.logp_full for one in found],
+            stopped=[one.finish == "stop" for one in found],
         )
 
     def _episodes(self, loop: ToolLoop, prompts: list[Any], environments: Any) -> Drawn:
@@ -259,6 +262,11 @@ class Drawing:
             tool_calls=sum(episode.calls for episode in found),
             tool_failures=sum(episode.failures for episode in found),
         )
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return self._engine.sampling.eos
 
     @property
     def with_tools(self) -> bool:
@@ -334,6 +342,18 @@ class Drawing:
             _numbers(output["logprobs"]),
             extra,
         )
+
+
+def _prompts_of(rows: list[dict[str, Any]]) -> list[Text]:
+    """The prompts; a stream's rows are first seen here."""
+    for row in rows:
+        if not isinstance(row.get("prompt"), str | list):
+            found = f"{row['prompt']!r} in" if "prompt" in row else "no column 'prompt', only"
+            raise ValueError(
+                f"a row of the dataset has {found} {', '.join(row)}; its prompt must be a text or "
+                "a list of messages"
+            )
+    return [row["prompt"] for row in rows]
 
 
 _ROLLED = ("prompt_ids", "completion_ids", "logprobs")

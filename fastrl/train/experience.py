@@ -40,6 +40,7 @@ class Drawn:
     # log-probability of each token as the engine drew it, NaN where it has none; None: not known
     sampled_logp: list[Sequence[float]] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # columns a rollout function added
+    stopped: list[bool] | None = None  # which answers a stop string ended; None: not known, or none
     tool_calls: int = 0
     tool_failures: int = 0
     environments: list[Any] | None = None  # of each row, where there are any
@@ -196,6 +197,8 @@ def joined(parts: Sequence[Experience], pad_token_id: int) -> Experience:
     for name, tensor in parts[0].tensors.items():
         if tensor.dim() == 0:
             continue
+        # A number for each answer looks like one for each token where answers have one token.
+        of_tokens = all(part.tensors[name].shape[1:] == part.width[1:] for part in parts)
         columns = []
         for part in parts:
             held = part.tensors[name]
@@ -203,7 +206,7 @@ def joined(parts: Sequence[Experience], pad_token_id: int) -> Experience:
             fill = pad_token_id if name.endswith("_ids") else 0
             if name in ("prompt_ids", "prompt_mask"):
                 held = torch.nn.functional.pad(held, (lacking[0], 0), value=fill)
-            elif held.dim() == 2 and held.shape[1] == part.width[1]:
+            elif of_tokens:
                 held = torch.nn.functional.pad(held, (0, lacking[1]), value=fill)
             columns.append(held)
         tensors[name] = torch.cat(columns)

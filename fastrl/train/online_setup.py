@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastrl.data.formats import is_conversational
 from fastrl.models import door
+from fastrl.rewards.running import require_free
 from fastrl.rollout.environments import Environments
 from fastrl.rollout.prompts import check_prompts as refuse_prompts
 from fastrl.train import setup
@@ -48,6 +50,9 @@ def check_datasets(
     for name, dataset in several.items():
         if dataset is not None:
             check_rows(name, dataset, owned)
+    if not args.remove_unused_columns:
+        for dataset in (train, *several.values()):
+            require_free(getattr(dataset, "column_names", None) or ())
     streams = [d for d in (train, *several.values()) if isinstance(d, IterableDataset)]
     if streams:
         if args.accelerator_config.dispatch_batches:
@@ -147,20 +152,10 @@ def check_prompts(
     """
     if not isinstance(dataset, Dataset) or drawn_by != DrawnBy():
         return  # a stream, or prompts that tools, environments and rollout functions make
-    column = dataset.with_format("arrow")["prompt"]
-    chunks = column.combine_chunks() if hasattr(column, "combine_chunks") else column[:]
     conversational = is_conversational(dataset[0])
-    if conversational:
-        length = np.asarray([len(str(prompt)) for prompt in dataset["prompt"]])
-    else:
-        length = np.asarray(pc.utf8_length(chunks).fill_null(0))
-    for row in np.argsort(-length, kind="stable")[:_LONGEST_LOOKED_AT].tolist():
+    order = np.argsort(-_lengths(dataset, conversational), kind="stable").tolist()
+    for row in [*order[:_LONGEST_LOOKED_AT], order[-1]]:
         prompt = dataset[row]["prompt"]
-        if not isinstance(prompt, str | list):
-            raise ValueError(
-                f"train_dataset row {row}: prompt must be a text or a list of messages, got "
-                f"{type(prompt).__name__}"
-            )
         if conversational:
             made: Any = tokenizer.apply_chat_template(
                 prompt,
@@ -176,6 +171,32 @@ def check_prompts(
         except ValueError as error:
             told = str(error).replace("prompts[0]", "its prompt")
             raise ValueError(f"train_dataset row {row}: {told}") from None
+
+
+def _lengths(dataset: Dataset, conversational: bool) -> np.ndarray:
+    """(rows,) characters of the prompts.
+
+    Raises:
+        ValueError: for a prompt of another kind than the first, or none.
+    """
+    column = dataset.with_format("arrow")["prompt"]
+    chunks = column.combine_chunks() if hasattr(column, "combine_chunks") else column[:]
+    wrong = pc.is_null(chunks)
+    if conversational:
+        prompts = list(dataset["prompt"])
+        length = np.asarray([len(str(prompt)) for prompt in prompts])
+        wrong = pa.array([not prompt for prompt in prompts])
+    elif pa.types.is_string(chunks.type) or pa.types.is_large_string(chunks.type):
+        length = np.asarray(pc.utf8_length(chunks).fill_null(0))
+    else:
+        wrong = pa.array([True])
+    row = pc.index(wrong, pa.scalar(True)).as_py()
+    if row >= 0:
+        raise ValueError(
+            f"train_dataset row {row}: prompt must be a text or a list of messages, got "
+            f"{dataset[row]['prompt']!r}"
+        )
+    return length
 
 
 def reward_functions(
