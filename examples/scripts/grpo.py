@@ -1,6 +1,6 @@
 """GRPO; offline, a small model learns from rewards that can be checked without another model.
 
-Offline, from a folder of GSM8K and a model made by sft.py (a short SFT goes first without one):
+Offline, from a folder of GSM8K and a model made by sft.py (an SFT goes first without one):
 
     python examples/scripts/grpo.py --dataset path/to/gsm8k --model runs/sft
 
@@ -31,7 +31,7 @@ from fastrl.cli.rewarded import RewardedArguments, rewarded_arguments
 
 OFFLINE = {
     "output_dir": "runs/grpo",
-    "max_steps": 60,
+    "max_steps": 50,
     "per_device_train_batch_size": 64,
     "per_device_eval_batch_size": 64,
     "num_generations_eval": 1,
@@ -70,7 +70,10 @@ def train_offline(
     """Solutions to the training problems, drawn and rewarded; test problems to judge by."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
     rows, test = gsm8k.problems(data, "train"), gsm8k.first(gsm8k.problems(data, "test"))
-    model = offline.model or sft.short(offline.dataset, folder / "sft", args, times=3)
+    # What never comes up cannot be rewarded, so the SFT before is as long as a run of its own.
+    model = offline.model or sft.short(
+        offline.dataset, folder / "sft", args, most=sft.OFFLINE["max_steps"], times=8
+    )
     args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
     trainer = GRPOTrainer(
         model=model,

@@ -77,8 +77,8 @@ def _arithmetic(text: str) -> float:
 
 
 def grounded(completions: list[Messages], question: list[str], **columns: Any) -> list[float]:
-    """The share of the numbers calculated with that the problem names or a calculation gave before;
-    0.0 without any calculation."""
+    """The share of the numbers calculated with that the problem names, or that a calculation that
+    holds gave before; 0.0 without any calculation."""
     texts = [messages[0]["content"] for messages in completions]
     return [_grounded(text, asked) for text, asked in zip(texts, question, strict=True)]
 
@@ -88,7 +88,8 @@ def _grounded(text: str, question: str) -> float:
     marks = []
     for expression, result in CALCULATION.findall(text):
         marks += [number in known for number in numbers(expression)]
-        known.update(numbers(result))
+        if is_right(expression, result):
+            known.update(numbers(result))
     return sum(marks) / len(marks) if marks else 0.0
 
 

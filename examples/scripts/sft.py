@@ -65,12 +65,14 @@ def train_offline(
     return figures
 
 
-def short(dataset: str, folder: Path, args: TrainingArguments, times: int = 1) -> str:
+def short(
+    dataset: str, folder: Path, args: TrainingArguments, most: int = SHORT, times: int = 1
+) -> str:
     """The folder of a model by a short SFT, for the scripts that start from one.
 
-    It takes `SHORT` steps, but at most `times` those of the run that follows.
+    It takes `most` steps, or `times` those of the run that follows if these are fewer.
     """
-    steps = min(SHORT, times * args.max_steps) if args.max_steps > 0 else SHORT
+    steps = min(most, times * args.max_steps) if args.max_steps > 0 else most
     words = ["--dataset", dataset, "--output_dir", str(folder), "--seed", str(args.seed)]
     main([*words, "--max_steps", str(steps), "--use_cpu", str(args.use_cpu)])
     return str(folder)

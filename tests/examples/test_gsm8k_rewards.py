@@ -60,8 +60,9 @@ def test_calculations_count_once_each(rewards):
 def test_numbers_come_from_the_problem_or_from_before(rewards):
     invented = "<<16-5=11>>11 <<11*2=22>>22"  # 16 given, 5 not, 11 calculated, 2 given
     too_early = "<<9*2=18>>18 <<16-3-4=9>>9"  # 9 is known only after the second
-    found = rewards.grounded(said(GOOD, invented, too_early, "A: 2"), [QUESTION] * 4)
-    assert found == [1, 3 / 4, 4 / 5, 0]
+    wrong = "<<16-3=5>>5 <<5*2=10>>10"  # 5 is the result of a calculation that does not hold
+    found = rewards.grounded(said(GOOD, invented, too_early, wrong, "A: 2"), [QUESTION] * 5)
+    assert found == [1, 3 / 4, 4 / 5, 3 / 4, 0]
 
 
 def test_the_right_number(rewards):
