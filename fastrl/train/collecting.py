@@ -111,8 +111,9 @@ class Collecting:
                 log_metric=lambda name, value: self._user_metrics[name].append(float(value)),
                 environments=drawn.environments,
             )
+            columns = self.completions.columns(logged, len(rows))
         self._record_unscored(found)
-        return Scored(rows, drawn, found.values, dict(logged))
+        return Scored(rows, drawn, found.values, columns)
 
     def _livelier(self, found: Scored) -> Scored:
         """The batch with new prompts in place of those whose answers all score alike.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,9 +32,7 @@ class CompletionLog:
         self._args = args
         self._accelerator = accelerator
         self._names = list(names)
-        self._columns: dict[str, deque[Any]] = defaultdict(
-            lambda: deque(maxlen=args.generation_batch_size)
-        )
+        self._rows: deque[dict[str, Any]] = deque(maxlen=args.generation_batch_size)
         self._folder = Path(args.output_dir) / FOLDER
         self._sending = self._scheduler(getattr(args, "log_completions_hub_repo", None))
 
@@ -71,14 +69,31 @@ class CompletionLog:
         """
         if not self._args.log_completions:
             return
-        columns = sorted({name for names in self.of_all([list(extra)]) for name in names})
-        self._columns["prompt"].extend(self.of_all(prompts))
-        self._columns["completion"].extend(self.of_all(completions))
-        for i, name in enumerate(self._names):
-            self._columns[name].extend(row[i] for row in rewards)
-        for name in columns:
-            self._columns[name].extend(self.of_all(extra.get(name, [None] * len(prompts))))
-        self._columns["advantage"].extend(advantages)
+        columns = {"prompt": self.of_all(prompts), "completion": self.of_all(completions)}
+        columns |= {name: [row[i] for row in rewards] for i, name in enumerate(self._names)}
+        for name in sorted({name for names in self.of_all([list(extra)]) for name in names}):
+            columns[name] = self.of_all(extra.get(name, [None] * len(prompts)))
+        columns["advantage"] = advantages
+        for values in zip(*columns.values(), strict=True):
+            self._rows.append(dict(zip(columns, values, strict=True)))
+
+    def columns(self, logged: Mapping[str, list[Any]], rows: int) -> dict[str, list[Any]]:
+        """What reward functions gave to `log_extra`, one value a row; of several the last.
+
+        Raises:
+            ValueError: for a column that the table has already, or with another number of values.
+        """
+        if not self._args.log_completions:
+            return {}
+        for name, values in logged.items():
+            if name in ("step", "prompt", "completion", "advantage", *self._names):
+                raise ValueError(f"log_extra({name!r}, …): the table has a column of that name")
+            if not values or len(values) % rows:
+                raise ValueError(
+                    f"log_extra({name!r}, …): got {len(values)} values for {rows} completions; "
+                    "give one each"
+                )
+        return {name: values[-rows:] for name, values in logged.items()}
 
     def of_all(self, values: list[Any]) -> list[Any]:
         """The lists of all processes, one after the other."""
@@ -88,13 +103,13 @@ class CompletionLog:
         """Print, keep and send what was added last; the main process does."""
         args = self._args
         wanted = args.log_completions and self._accelerator.is_main_process
-        if not wanted or not self._columns:
+        if not wanted or not self._rows:
             return
         import pandas as pd
 
-        count = len(self._columns["prompt"])
+        names = dict.fromkeys(name for row in self._rows for name in row)
         table = pd.DataFrame(
-            {"step": [step] * count, **{k: list(v) for k, v in self._columns.items()}}
+            [{"step": step, **{name: row.get(name) for name in names}} for row in self._rows]
         )
         self._folder.mkdir(parents=True, exist_ok=True)
         with nullcontext() if self._sending is None else self._sending.lock:

@@ -111,6 +111,7 @@ class OnlineTrainer(PromptTrainer):
         environment_factory: Any = None,
         ref_model: nn.Module | None = None,
     ) -> None:
+        online_setup.refuse_overrides(type(self))
         args = self._config.of(args, setup.run_name(model, self._name))
         drawn_by = DrawnBy.of(tools, rollout_func, environment_factory)
         train_dataset = online_setup.check_datasets(train_dataset, eval_dataset, args, drawn_by)
@@ -119,6 +120,7 @@ class OnlineTrainer(PromptTrainer):
             model, args, processing_class, quantization_config, peft_config, ref_model
         )
         online_setup.check_prompts(train_dataset, tokenizer, model, args, drawn_by)
+        self._owned = drawn_by.environments is not None
         self.router_aux_loss_coef = setup.router_aux_loss_coef(model, args.router_aux_loss_coef)
         super().__init__(
             model,
@@ -143,6 +145,12 @@ class OnlineTrainer(PromptTrainer):
         args = self.args
         if self._fp32_head:
             require_fp32_head(self.model)
+        if args.balance_ranks and not self.regroups:
+            raise ValueError(
+                "balance_ranks moves answers between passes, but the loss depends on which of them "
+                "are computed together (a router's auxiliary loss, top_entropy_quantile or a "
+                "compute_loss of your own); leave balance_ranks out"
+            )
         functions = online_setup.reward_functions(
             reward_funcs, reward_processing_classes, args, self.accelerator, drawn_by
         )
@@ -194,8 +202,13 @@ class OnlineTrainer(PromptTrainer):
 
     @property
     def regroups(self) -> bool:
-        """Whether rows may move between the passes of an optimizer step."""
-        return self.router_aux_loss_coef == 0  # a router's loss is one of the rows it sees
+        """Whether rows may move between the passes of an optimizer step.
+
+        A router's loss is one of the rows it sees, and a user's own `compute_loss` is written for
+        slices as they were drawn.
+        """
+        own = type(self).compute_loss.__module__.partition(".")[0] == "fastrl"
+        return own and self.router_aux_loss_coef == 0
 
     @property
     def accumulation(self) -> int:
@@ -334,10 +347,12 @@ class OnlineTrainer(PromptTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        folder = self._checkpoint_folder(trial)
+        if self.args.save_only_model:
+            return
+        folder, rank = self._checkpoint_folder(trial), self.accelerator.process_index
         every = self.args.steps_per_generation * self.args.num_iterations
         kept = self._slices if self._micro_step % every else []
-        online_setup.save_rollouts(folder, self.accelerator.process_index, self._micro_step, kept)
+        online_setup.save_rollouts(folder, rank, self._micro_step, kept, self.args)
 
     def _checkpoint_folder(self, trial: Any) -> Path:
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -347,8 +362,6 @@ class OnlineTrainer(PromptTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        found = online_setup.load_rollouts(
-            Path(checkpoint), self.accelerator.process_index, self.args.device
-        )
+        found = online_setup.load_rollouts(Path(checkpoint), self.accelerator, self.args)
         if found is not None:  # else another library wrote it: begin with fresh answers
             self._micro_step, self._slices = found

@@ -107,19 +107,28 @@ class SamplingConfig:
             )
             self.use_transformers_continuous_batching = True
         require_positive("max_completion_length", self.max_completion_length)
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(
                 f"temperature must be positive, got {self.temperature}; the policy that learns has "
                 "to be one that samples"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        self.top_k = 0 if self.top_k is None else self.top_k  # None, as TRL had it once
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be between 0 and 1, got {self.min_p}")
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
+        given: Any = self.generation_kwargs or {}  # a dict once the arguments are parsed
+        if not isinstance(given, dict):
+            raise TypeError(f"generation_kwargs must be a dict, got {type(given).__name__}")
+        if given.get("num_return_sequences") not in (None, 1):
+            raise ValueError(
+                "generation_kwargs['num_return_sequences'] would draw answers that belong to no "
+                "row; num_generations says how many a prompt has"
+            )
 
 
 @dataclass
@@ -317,13 +326,8 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
                 "per_device_train_batch_size * processes * steps_per_generation unless set"
             )
         require_positive("num_generations_eval", self.num_generations_eval)
-        group = self.num_generations_eval or group
-        rows = self.per_device_eval_batch_size * self.world_size
-        if self.do_eval and self.eval_strategy != "no" and rows % group:
-            raise ValueError(
-                f"per_device_eval_batch_size * processes = {rows} is no multiple of the {group} "
-                "completions of a prompt in evaluation; change it or num_generations_eval"
-            )
+        if self.do_eval and self.eval_strategy != "no":
+            self.require_whole_groups_in_eval()
         whole = self.per_device_train_batch_size * (self.steps_per_generation or 1)
         if self.dynamic_sampling and whole % self.num_generations:
             raise ValueError(
@@ -332,11 +336,25 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
                 "per_device_train_batch_size or steps_per_generation"
             )
 
+    def require_whole_groups_in_eval(self) -> None:
+        """Raise ValueError where a batch of evaluation would part completions of one prompt."""
+        group = self.num_generations_eval or self.num_generations
+        rows = self.per_device_eval_batch_size * self.world_size
+        if group and rows % group:
+            raise ValueError(
+                f"per_device_eval_batch_size * processes = {rows} is no multiple of the {group} "
+                "completions of a prompt in evaluation; change it or num_generations_eval"
+            )
+
     def _check_numbers(self) -> None:
         require_positive("dynamic_sampling_rounds", self.dynamic_sampling_rounds)
         if self.reward_timeout is not None and self.reward_timeout <= 0:
             raise ValueError(f"reward_timeout must be positive, got {self.reward_timeout}")
         require_positive("num_iterations", self.num_iterations)
+        if (self.num_completions_to_print or 0) < 0:
+            raise ValueError(
+                f"num_completions_to_print must be 0 or more, got {self.num_completions_to_print}"
+            )
         require_positive("ref_model_sync_steps", self.ref_model_sync_steps)
         for name in ("beta", "epsilon", "epsilon_high"):
             given = getattr(self, name)

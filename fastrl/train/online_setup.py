@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,28 @@ from fastrl.types import LogProbs, Spans
 _LONGEST_LOOKED_AT = 32  # prompts, the longest by characters, that are tried on the model
 
 
+# Methods of TRL's trainers that subclasses override -> where the same is done here.
+_ELSEWHERE = {
+    "_calculate_rewards": "give reward_funcs",
+    "_compute_loss": "override compute_loss",
+    "_generate": "give rollout_func",
+    "_generate_and_score_completions": "override experience, or give rollout_func",
+    "_generate_single_turn": "give rollout_func",
+    "_get_per_token_logps_and_entropies": "override scores_of",
+}
+
+
+def refuse_overrides(trainer: type) -> None:
+    """Refuse a subclass with methods that TRL would call and nobody does here.
+
+    Raises:
+        TypeError: naming the method and the mend.
+    """
+    for name, mend in _ELSEWHERE.items():
+        if hasattr(trainer, name):
+            raise TypeError(f"{trainer.__name__}.{name} would never be called: {mend} in its place")
+
+
 def check_datasets(
     train: Any, held_out: Any, args: OnlineConfig, drawn_by: DrawnBy
 ) -> Dataset | IterableDataset:
@@ -41,6 +64,12 @@ def check_datasets(
     Raises:
         ValueError, TypeError: naming the dataset and the mend.
     """
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "accelerator_config.dispatch_batches=True sends batches between processes, which rows "
+            "of text cannot be; set it to False"
+        )
+    args.accelerator_config.dispatch_batches = False  # left to itself it is True for a stream
     owned = drawn_by.environments is not None
     if train is None and drawn_by.environments is not None:
         train = _of_environment(args, drawn_by.environments)
@@ -53,14 +82,6 @@ def check_datasets(
     if not args.remove_unused_columns:
         for dataset in (train, *several.values()):
             require_free(getattr(dataset, "column_names", None) or ())
-    streams = [d for d in (train, *several.values()) if isinstance(d, IterableDataset)]
-    if streams:
-        if args.accelerator_config.dispatch_batches:
-            raise ValueError(
-                "accelerator_config.dispatch_batches=True sends batches between processes, which "
-                "rows of text cannot be; set it to False for a stream"
-            )
-        args.accelerator_config.dispatch_batches = False
     if isinstance(train, IterableDataset) and args.dynamic_sampling:
         raise ValueError(
             "dynamic_sampling draws further prompts at random, which a stream cannot give; load "
@@ -257,26 +278,60 @@ def answers_only(found: LogProbs, width: int) -> LogProbs:
     return replace(found, **cut)
 
 
-def save_rollouts(folder: Path, rank: int, micro_step: int, slices: list[Experience]) -> None:
+def save_rollouts(
+    folder: Path, rank: int, micro_step: int, slices: list[Experience], args: OnlineConfig
+) -> None:
     """Keep what of a generation batch is still to be trained on beside a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     held = [
         {**answers.__dict__, "scored": [torch.from_numpy(which) for which in answers.scored]}
         for answers in slices
     ]
-    torch.save({"micro_step": micro_step, "slices": held}, folder / f"rollouts_{rank}.pt")
+    kept = {"micro_step": micro_step, "slices": held, "settings": _settings(args)}
+    torch.save(kept, folder / f"rollouts_{rank}.pt")
 
 
 def load_rollouts(
-    folder: Path, rank: int, device: torch.device
+    folder: Path, accelerator: Accelerator, args: OnlineConfig
 ) -> tuple[int, list[Experience]] | None:
-    """What `save_rollouts` kept; None if the checkpoint has nothing of it."""
-    path = folder / f"rollouts_{rank}.pt"
-    if not path.is_file():
+    """What `save_rollouts` kept; None if a process has nothing of it.
+
+    Answers that were drawn under other settings are left out too, which is said.
+    """
+    path = folder / f"rollouts_{accelerator.process_index}.pt"
+    kept: dict[str, Any] = {}
+    if path.is_file():
+        kept = torch.load(path, map_location=args.device, weights_only=True)
+    now, then = _settings(args), kept.get("settings", {})
+    changed = [
+        f"{name}={then[name]}, now {now.get(name)}" for name in then if then[name] != now.get(name)
+    ]
+    usable = torch.tensor([int(bool(then) and not changed)], device=accelerator.device)
+    if changed:
+        warnings.warn(
+            f"resume_from_checkpoint: what {path.name} holds was drawn with {'; '.join(changed)}, "
+            "so training goes on with fresh answers",
+            stacklevel=2,
+        )
+    if not accelerator.gather(usable).all():
         return None
-    kept = torch.load(path, map_location=device, weights_only=True)
     slices = [
         Experience(**{**held, "scored": [which.cpu().numpy() for which in held["scored"]]})
         for held in kept["slices"]
     ]
     return kept["micro_step"], slices
+
+
+def _settings(args: OnlineConfig) -> dict[str, Any]:
+    """Those that say which answers a micro-step learns from, and what is known of them."""
+    names = (
+        "world_size",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "steps_per_generation",
+        "num_iterations",
+        "num_generations",
+        "beta",
+        "use_vllm",
+    )
+    return {name: getattr(args, name) for name in names}

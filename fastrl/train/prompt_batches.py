@@ -20,6 +20,7 @@ class PromptTrainer(Trainer):
     args: OnlineConfig
     _micro_step: int  # micro-steps taken in this training
     _slices: list[Experience]  # of the present generation batch
+    _owned = False  # whether an environment gives the prompts
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt"]
@@ -71,12 +72,20 @@ class PromptTrainer(Trainer):
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(eval_dataset, IterableDataset):
-            shuffled = eval_dataset.shuffle(seed=self.args.seed)
-            eval_dataset = repeat_iterable_dataset(shuffled, self._eval_group)
-        return super().get_eval_dataloader(eval_dataset)
+        return super().get_eval_dataloader(self._each_repeated(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `get_eval_dataloader`."""
+        return super().get_test_dataloader(self._each_repeated(test_dataset))
+
+    def _each_repeated(self, dataset: Any) -> Any:
+        """A stream with each prompt repeated; of a dataset the sampler does that."""
+        self.args.require_whole_groups_in_eval()
+        if not isinstance(dataset, IterableDataset):
+            return dataset
+        return repeat_iterable_dataset(dataset.shuffle(seed=self.args.seed), self._eval_group)
 
     def prepare_eval_dataset(self, dataset: Any) -> Any:
         """Rows are prepared when answers are drawn."""
-        online_setup.check_rows("eval_dataset", dataset)
+        online_setup.check_rows("eval_dataset", dataset, self._owned)
         return dataset
