@@ -28,6 +28,20 @@ from fastrl.ops._once import once
 Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+def _near_certainty_too(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log p, p), (N, V) each, of logits; log p of a token that is almost certain keeps its digits.
+
+    There z - lse has few left, and 1 - p, the sum of the others, has all of them.
+    """
+    logps = torch.log_softmax(z, dim=1)
+    p = logps.exp()
+    top = z.argmax(dim=1, keepdim=True)
+    others = p.scatter(1, top, 0.0).sum(dim=1, keepdim=True)
+    near_one = torch.log1p(-others.clamp(max=0.5))
+    near_one = torch.where(others < 0.5, near_one, logps.gather(1, top))
+    return logps.scatter(1, top, near_one), p
+
+
 class _Reference:
     @staticmethod
     def forward(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> Three:
@@ -36,12 +50,9 @@ class _Reference:
         valid = (targets >= 0) & (targets < z.shape[1])
         target = targets.where(valid, 0)[:, None]  # (N, 1)
         lse = torch.logsumexp(z, dim=1)
-        logps = torch.log_softmax(z, dim=1)  # (N, V)
-        p = logps.exp()
+        logps, p = _near_certainty_too(z)
         entropy = -(p * logps.masked_fill(p == 0, 0.0)).sum(dim=1)
-        others = p.scatter(1, target, 0.0).sum(dim=1)  # 1 - p of the target
-        near_one = torch.log1p(-others.clamp(max=0.5))
-        logp = torch.where(others < 0.5, near_one, logps.gather(1, target)[:, 0])
+        logp = logps.gather(1, target)[:, 0]
         nan = torch.full_like(logp, math.nan)
         return logp.where(valid, nan), entropy.where(valid, nan), lse
 
@@ -58,8 +69,7 @@ class _Reference:
     ) -> torch.Tensor:
         """d logits (N, V) of sum(grad_logp * logp + grad_entropy * entropy); rows without are 0."""
         z = logits.to(entropy.dtype) / temperature
-        logps = torch.log_softmax(z, dim=1)
-        p = logps.exp()
+        logps, p = _near_certainty_too(z)
         zeros = torch.zeros_like(entropy)
         g = zeros if grad_logp is None else grad_logp
         h = zeros if grad_entropy is None else grad_entropy
