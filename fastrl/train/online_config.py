@@ -327,7 +327,7 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
             )
         require_positive("num_generations_eval", self.num_generations_eval)
         if self.do_eval and self.eval_strategy != "no":
-            self.require_whole_groups_in_eval()
+            self.require_whole_groups_in_eval(self.num_generations_eval or group)
         whole = self.per_device_train_batch_size * (self.steps_per_generation or 1)
         if self.dynamic_sampling and whole % self.num_generations:
             raise ValueError(
@@ -336,11 +336,10 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
                 "per_device_train_batch_size or steps_per_generation"
             )
 
-    def require_whole_groups_in_eval(self) -> None:
-        """Raise ValueError where a batch of evaluation would part completions of one prompt."""
-        group = self.num_generations_eval or self.num_generations
+    def require_whole_groups_in_eval(self, group: int) -> None:
+        """Raise ValueError where a batch of evaluation would part `group` rows of one prompt."""
         rows = self.per_device_eval_batch_size * self.world_size
-        if group and rows % group:
+        if rows % group:
             raise ValueError(
                 f"per_device_eval_batch_size * processes = {rows} is no multiple of the {group} "
                 "completions of a prompt in evaluation; change it or num_generations_eval"

@@ -81,7 +81,7 @@ def check_datasets(
             check_rows(name, dataset, owned)
     if not args.remove_unused_columns:
         for dataset in (train, *several.values()):
-            require_free(getattr(dataset, "column_names", None) or ())
+            require_free(_columns(dataset) or ())
     if isinstance(train, IterableDataset) and args.dynamic_sampling:
         raise ValueError(
             "dynamic_sampling draws further prompts at random, which a stream cannot give; load "
@@ -128,13 +128,23 @@ def check_rows(name: str, dataset: Any, owned: bool = False) -> None:
     Raises:
         ValueError: naming the dataset and the mend.
     """
-    columns = getattr(dataset, "column_names", None)
+    columns = _columns(dataset)
     if columns is None or owned or "prompt" in columns:
         return
     raise ValueError(
         f"{name} has no column 'prompt', only {', '.join(columns)}; rename the one that holds the "
         f"question: {name}.rename_column({columns[0]!r}, 'prompt')"
     )
+
+
+def _columns(dataset: Any) -> list[str] | None:
+    """Those of the rows it gives, if it knows them."""
+    return list(dataset[0]) if _transforms(dataset) else getattr(dataset, "column_names", None)
+
+
+def _transforms(dataset: Any) -> bool:
+    """Whether rows are made as they are asked for, by `set_transform`."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
 
 
 def assemble(
@@ -171,8 +181,8 @@ def check_prompts(
     Raises:
         ValueError: naming the row.
     """
-    if not isinstance(dataset, Dataset) or drawn_by != DrawnBy():
-        return  # a stream, or prompts that tools, environments and rollout functions make
+    if not isinstance(dataset, Dataset) or _transforms(dataset) or drawn_by != DrawnBy():
+        return  # rows not made yet, or prompts that tools, environments and functions make
     conversational = is_conversational(dataset[0])
     order = np.argsort(-_lengths(dataset, conversational), kind="stable").tolist()
     for row in [*order[:_LONGEST_LOOKED_AT], order[-1]]:

@@ -80,7 +80,7 @@ class PromptTrainer(Trainer):
 
     def _each_repeated(self, dataset: Any) -> Any:
         """A stream with each prompt repeated; of a dataset the sampler does that."""
-        self.args.require_whole_groups_in_eval()
+        self.args.require_whole_groups_in_eval(self._eval_group)
         if not isinstance(dataset, IterableDataset):
             return dataset
         return repeat_iterable_dataset(dataset.shuffle(seed=self.args.seed), self._eval_group)

@@ -57,6 +57,19 @@ def test_a_streams_row_without_prompt_is_shown(tmp_path, held):
         trainer.train()
 
 
+def test_rows_may_be_made_as_they_are_asked_for(tmp_path):
+    seen = []
+
+    def judge(prompts, completions, **_):
+        seen.extend(prompts)
+        return vowels(completions)
+
+    raw = Dataset.from_dict({"question": PROMPTS})
+    made = raw.with_transform(lambda rows: {"prompt": [q.upper() for q in rows["question"]]})
+    on(tmp_path, made, judge, max_steps=1).train()
+    assert len(seen) == 8 and set(seen) < {prompt.upper() for prompt in PROMPTS}
+
+
 @pytest.mark.parametrize("name", ["prompts", "completions", "trainer_state"])
 def test_columns_called_as_arguments_of_rewards_are_refused_at_construction(tmp_path, name):
     held_out = Dataset.from_dict({"prompt": PROMPTS, name: PROMPTS})
