@@ -256,6 +256,8 @@ class OnlineTrainer(PromptTrainer):
 
     def _step_of(self, batches: list[Rows]) -> list[Batch]:
         """The passes of an optimizer step: answers are drawn where their turn has come."""
+        if not batches:
+            return []  # a stream has come to its end, and begins again
         begin = time.perf_counter()
         self.model.train()
         every = self.args.steps_per_generation * self.args.num_iterations

@@ -49,6 +49,13 @@ def test_prompts_nobody_can_answer_are_refused_at_construction(tmp_path, case):
         grpo(tmp_path, rows=prompts)
 
 
+def test_a_stream_that_ends_before_max_steps_begins_again(tmp_path):
+    stream = Dataset.from_dict({"prompt": PROMPTS[:5]}).to_iterable_dataset()
+    trainer = on(tmp_path, stream, max_steps=5)  # two prompts a step, so two steps each time
+    trainer.train()
+    assert trainer.state.global_step == len(losses(trainer)) == 5
+
+
 @pytest.mark.parametrize("held", [{"question": "a"}, {"prompt": None}])
 def test_a_streams_row_without_prompt_is_shown(tmp_path, held):
     stream = IterableDataset.from_generator(lambda: iter([held] * 16))
