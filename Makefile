@@ -1,6 +1,7 @@
 # make demo        set up .venv, then train a tiny model and lift its reward
 # make test        set up .venv, then the tests (<= 15 minutes on two cores)
 # make test-slow   those that start processes, build packages or train (<= 30 minutes)
+# make test-deepspeed   training in shares, with DeepSpeed in an environment of its own (<= 5 minutes)
 # make bench       peers' environments, benchmarks, table
 # make lint        ruff and clang-format
 # make native      rebuild the native libraries in place
@@ -31,7 +32,7 @@ GPU_PYTHON := $(or $(NAMED_PYTHON),$(BIN)/python)
 NATIVE_SOURCES := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test test-slow bench lint native cuda-compile test-gpu bench-gpu gpu-native clean
+.PHONY: help setup demo test test-slow test-deepspeed bench lint native cuda-compile test-gpu bench-gpu gpu-native clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -57,6 +58,23 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest tests -m "slow and not gpu" -q --durations=10
+
+# The environment's packages and DeepSpeed, which has no wheel and needs torch to be built.
+DEEPSPEED := .venvs/deepspeed
+DEEPSPEED_READY := $(DEEPSPEED)/.ready
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+
+$(DEEPSPEED_READY): constraints.txt | $(READY)
+	@echo "making $(DEEPSPEED)"
+	@rm -rf $(DEEPSPEED) && $(BIN)/python -m venv --without-pip $(DEEPSPEED)
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" \
+	  > "$$($(DEEPSPEED)/bin/python -c '$(SITE)')/environment.pth"
+	@DS_BUILD_OPS=0 $(BIN)/python -m pip --python $(DEEPSPEED)/bin/python install --quiet \
+	  --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed
+	@touch $@
+
+test-deepspeed: $(DEEPSPEED_READY)
+	$(DEEPSPEED)/bin/python -m pytest tests/distributed -q -k zero --durations=5
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py

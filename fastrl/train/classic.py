@@ -23,6 +23,7 @@ from fastrl.train.classic_parts import check_pad_id
 from fastrl.train.descent import Descent
 from fastrl.train.frozen import deepspeed_engine
 from fastrl.train.moments import RunningMoments
+from fastrl.train.precision import keep_answers
 from fastrl.train.publishing import PublishingTrainer
 from fastrl.train.step_inputs import Limits, check_prompts, check_step_inputs
 
@@ -64,6 +65,7 @@ class ClassicTrainer(PublishingTrainer):
         project = ProjectConfiguration(**config.project_kwargs)
         accelerator = Accelerator(log_with=config.log_with, project_config=project, **kwargs)
         _require_trackers(config.log_with, accelerator.log_with)
+        keep_answers(accelerator)
         return accelerator
 
     def _describe_run(self) -> None:

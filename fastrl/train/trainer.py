@@ -19,6 +19,7 @@ from fastrl.train import card
 from fastrl.train.batch import IGNORED, Batch
 from fastrl.train.callbacks import LogFileCallback, RichProgressCallback
 from fastrl.train.metrics import Metrics
+from fastrl.train.precision import keep_answers
 from fastrl.train.vocabulary import check_ids
 
 # Parameters that methods users override gained over the years; old overrides do without.
@@ -67,6 +68,7 @@ class Trainer(transformers.Trainer):
             )
         # transformers divides the loss by the accumulation steps unless the count was given to it.
         self.model_accepts_loss_kwargs = self.counts_labels
+        keep_answers(self.accelerator)
         self._adapt_old_overrides()
         self._check_ids()
         self._make_ready(self.model)

@@ -6,6 +6,8 @@ WAY says how weights lie: `ddp` whole on both ranks, `fsdp2`, `zero1` to `zero3`
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -19,6 +21,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from transformers.trainer_utils import IntervalStrategy
 
 STEPS = 4
 SETTINGS: dict[str, Any] = {
@@ -34,6 +37,8 @@ SETTINGS: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
 }
+# An optimizer with something to resume; smooth in gradients of nearly 0.
+ADAM = {"optim": "adamw_torch", "learning_rate": 0.02, "adam_epsilon": 0.1}
 PROMPTS = ["abc", "hello", "9 + 3 is", "xy", "the end of", "q", "so", "what is"]
 
 
@@ -45,6 +50,10 @@ def claim_devices() -> None:
         return "gloo", DistributedType.MULTI_GPU
 
     PartialState._prepare_backend = backend  # type: ignore[method-assign]
+    if importlib.util.find_spec("deepspeed") is not None:
+        # Its own all-reduce in shared memory would be compiled first, for minutes.
+        comm: Any = importlib.import_module("deepspeed.comm.torch")
+        comm.build_shm_op = lambda: None
 
 
 def spreading(way: str) -> dict[str, Any]:
@@ -106,11 +115,15 @@ def offline(kind: str, rows: str, way: str, folder: Path, **given: Any) -> Any:
 
 
 def packed_sft(way: str, folder: Path) -> Any:
-    return offline("SFT", "text", way, folder, packing=True, max_length=96)
+    return offline("SFT", "text", way, folder, packing=True, max_length=96, **ADAM)
 
 
-def sft2(way: str, folder: Path) -> Any:
-    return offline("SFT", "text", way, folder, gradient_accumulation_steps=2)
+def halved_sft(way: str, folder: Path) -> Any:
+    """Computed in bf16, which this CPU is let do as a GPU."""
+    from transformers import training_args
+
+    training_args.is_torch_bf16_gpu_available = lambda: True
+    return offline("SFT", "completion", way, folder, bf16=True, max_steps=1)
 
 
 def lora_sft(way: str, folder: Path) -> Any:
@@ -121,10 +134,7 @@ def lora_sft(way: str, folder: Path) -> Any:
 
 
 def dpo(way: str, folder: Path) -> Any:
-    return offline("DPO", "preference", way, folder)
-
-
-def dpo_synced(way: str, folder: Path) -> Any:
+    """Compared with a copy of the start that follows."""
     sync = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}
     return offline("DPO", "preference", way, folder, **sync)
 
@@ -132,7 +142,6 @@ def dpo_synced(way: str, folder: Path) -> Any:
 def dpo_given(way: str, folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    # The arguments first: under ZeRO-3 they are what spreads the reference as it is loaded.
     other = saved_model(folder.parent, seed=1)
     reference = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
     return offline("DPO", "preference", way, folder, ref_model=reference)
@@ -178,24 +187,69 @@ def grpo(way: str, folder: Path, rollout_func: Any = None, **given: Any) -> Any:
 
 
 def scripted_grpo(way: str, folder: Path) -> Any:
-    return grpo(way, folder, scripted)
+    return grpo(way, folder, scripted, **ADAM)
 
 
 TASKS: dict[str, Callable[[str, Path], Any]] = {
     f.__name__: f
-    for f in (packed_sft, sft2, lora_sft, dpo, dpo_synced, dpo_given, reward, grpo, scripted_grpo)
+    for f in (packed_sft, lora_sft, halved_sft, dpo, dpo_given, reward, grpo, scripted_grpo)
 }
 
 
+RESUMED = ("packed_sft", "scripted_grpo")
+
+
 def run(task: str, way: str, folder: Path) -> dict[str, Any]:
-    """Train, save; what was logged. The saved weights lie in `folder`/saved."""
+    """Train and save; of some tasks resume from half-way.
+
+    Returns:
+        what was logged; whether rows are packed and the weights spread; the dtype of
+        log-probabilities. The saved weights lie in `folder`/saved.
+    """
+    from fastrl.models import door, handshake, trial
+
     trainer = TASKS[task](way, folder)
     assert trainer.accelerator.num_processes == 2
     kind = {"d": DistributedType.MULTI_CPU, "f": DistributedType.FSDP}
     assert trainer.accelerator.distributed_type == kind.get(way[0], DistributedType.DEEPSPEED)
+    if task in RESUMED:
+        trainer.args.save_strategy, trainer.args.save_steps = IntervalStrategy.STEPS, 2
+    dtypes = watch(trainer)
     trainer.train()
     trainer.save_model(str(folder / "saved"))
-    return {"logs": trainer.state.log_history}
+    instance = door.find(trainer.model)[0]
+    plan = handshake.standing(instance)
+    found = {
+        "logs": trainer.state.log_history,
+        "packed": plan is not None and plan.packed,
+        "spread": trial.partitioned(instance),
+        "dtypes": dtypes,
+    }
+    if task in RESUMED:
+        again = TASKS[task](way, folder.with_name(f"{task}_again"))
+        again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+        found["resumed"] = again.state.log_history
+    return found
+
+
+def watch(trainer: Any) -> set[torch.dtype]:
+    """The dtypes in which the outermost model answers, filled as it is asked."""
+    seen: set[torch.dtype] = set()
+    compute = trainer.compute_loss
+
+    def hook(module: Any, args: Any, answer: Any) -> None:
+        logp = answer[0] if isinstance(answer, tuple) else answer
+        seen.add(logp.dtype)
+
+    def watched(model: Any, *args: Any, **keywords: Any) -> Any:
+        handle = model.register_forward_hook(hook)
+        try:
+            return compute(model, *args, **keywords)
+        finally:
+            handle.remove()
+
+    trainer.compute_loss = watched
+    return seen
 
 
 def main() -> None:
