@@ -78,7 +78,7 @@ def spreading(way: str) -> dict[str, Any]:
 def saved_model(folder: Path, architecture: str = "lm", seed: int = 0) -> str:
     """Where the tiny model lies; every seed has weights of its own.
 
-    To be called before training arguments are made: with those of ZeRO-3 any model that is made is
+    All are made at the start: with training arguments of ZeRO-3 about, any model that is made is
     spread over both ranks.
     """
     from tests.algos.offline_parity import making
@@ -261,6 +261,8 @@ def main() -> None:
     if way == "fsdp2_lean":  # as `accelerate launch` says it
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     PartialState()
+    for made in ({}, {"architecture": "score"}, {"seed": 1}):
+        saved_model(Path(place), **made)
     for task in tasks:
         folder = Path(place, task)
         folder.mkdir(exist_ok=True)
