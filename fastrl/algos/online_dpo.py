@@ -20,7 +20,6 @@ from fastrl.ops.group_advantages import leave_one_out
 from fastrl.train import setup
 from fastrl.train.batch import Batch
 from fastrl.train.collecting import weighted_total
-from fastrl.train.drawing import ends
 from fastrl.train.experience import Experience
 from fastrl.train.online import OnlineTrainer
 
@@ -142,7 +141,7 @@ class OnlineDPOTrainer(OnlineTrainer):
             peft_config=peft_config,
             ref_model=ref_model,
         )
-        self._eos = torch.tensor(ends(self.processing_class, self.model), device=self.args.device)
+        self._eos = torch.tensor(sorted(self._collecting.ends), device=self.args.device)
 
     @property
     def beta(self) -> float:

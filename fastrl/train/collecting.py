@@ -67,6 +67,11 @@ class Collecting:
         self._prompts_seen = 0
         self._idle = 0  # generation batches on end that taught nothing
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return self._drawing.ends
+
     def slices(self, rows: list[Row], count: int) -> list[Experience]:
         """Answers to the rows of this process: in training shuffled and cut, else whole.
 
@@ -209,7 +214,7 @@ class Collecting:
 
     def _truncated(self, drawn: Drawn) -> list[bool]:
         """Which answers were cut off by the limit."""
-        last = {*self._drawing.ends, self._trainer.processing_class.pad_token_id}
+        last = {*self.ends, self._trainer.processing_class.pad_token_id}
         stopped = drawn.stopped or [False] * len(drawn.completion_ids)
         pairs = zip(drawn.completion_ids, stopped, strict=True)
         return [ids[-1] not in last and not ended for ids, ended in pairs]

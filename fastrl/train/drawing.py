@@ -201,7 +201,7 @@ class Drawing:
         self._chat = dict(args.chat_template_kwargs or {})
         self._engine = InProcess(trainer.model, args, self._tokenizer)
         self._vllm = vllm(trainer, self._engine.sampling) if args.use_vllm else None
-        self._synced = -1  # the optimizer step whose weights vLLM has
+        self._synced: tuple[Any, int] = (None, -1)  # run and step whose weights vLLM has
         self._loop = self._tool_loop(drawn_by) if drawn_by.has_tools else None
 
     def _tool_loop(self, drawn_by: DrawnBy) -> ToolLoop:
@@ -300,10 +300,12 @@ class Drawing:
         if self._vllm is None:
             yield
             return
-        step = self._trainer.state.global_step
-        if step != self._synced or self._trainer.args.vllm_enable_sleep_mode:
+        state = self._trainer.state  # another object in another run
+        run, step = self._synced
+        fresh = state is run and state.global_step == step
+        if not fresh or self._trainer.args.vllm_enable_sleep_mode:
             self._vllm.sync(self._trainer.model_wrapped, self._trainer.accelerator)
-            self._synced = step
+            self._synced = (state, state.global_step)
         yield
         self._vllm.sleep()
 

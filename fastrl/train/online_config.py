@@ -281,6 +281,17 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
             )
 
     def _refuse_what_breaks_groups(self) -> None:
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor}: answers have advantages, "
+                "not labels that could be smoothed; leave it out"
+            )
+        order = getattr(self, "train_sampling_strategy", "random")
+        if order != "random":
+            raise ValueError(
+                f"train_sampling_strategy={order!r} would take groups apart; leave it out, and set "
+                "shuffle_dataset=False for the dataset's own order"
+            )
         plan = self.parallelism_config
         if plan is not None and (plan.cp_enabled or plan.sp_enabled):
             raise ValueError(

@@ -315,3 +315,15 @@ def test_a_number_for_each_answer_survives_slices_of_one_token():
         whole = joined([part(n, float(i)) for i, n in enumerate(lengths)], pad_token_id=0)
         assert whole.tensors["importance_sampling_ratio"].tolist() == [[0.0], [1.0]]
         assert whole.tensors["completion_mask"].sum(1).tolist() == lengths
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "not labels that could be smoothed"),
+        ({"train_sampling_strategy": "group_by_length"}, "shuffle_dataset=False"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        GRPOConfig(str(tmp_path), use_cpu=True, **given)
