@@ -85,7 +85,7 @@ class SamplingConfig:
     )
     ds3_gather_for_generation: bool = field(
         default=True,
-        metadata={"help": "Under ZeRO-3 gather the weights to generate: faster, more memory."},
+        metadata={"help": "Accepted either way: under ZeRO-3 processes generate in step."},
     )
     use_transformers_continuous_batching: bool = field(
         default=False, metadata={"help": "Sample with transformers' continuous batching."}
