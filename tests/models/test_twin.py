@@ -18,9 +18,7 @@ def spread(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize(
-    "kind", ["llama", "gpt2", "mistral", "gemma3", "granite", "neox", "opt"]
-)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma3", "granite", "neox", "opt"])
 def test_a_spread_model_has_the_plan_of_a_whole_one(tiny: Any, kind: str) -> None:
     want = prepare_policy(tiny(kind))
     assert want.packed and want.head is not None
