@@ -150,7 +150,9 @@ def test_held_out_figures_improve_on_real_data(tmp_path):
         command += ["--output_dir", str(out), "--max_steps", str(steps), "--eval_strategy", "no"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT)
         assert done.returncode == 0, done.stderr[-3000:]
-        table = [line.split("|")[1:4] for line in done.stdout.splitlines() if line[:1] == "|"][2:]
+        # Not from what was printed: an SFT that went first prints a table of its own.
+        lines = (out / "report.md").read_text().splitlines()
+        table = [line.split("|")[1:4] for line in lines if line[:1] == "|"][2:]
         return {row[0].strip(): (float(row[1]), float(row[2])) for row in table}
 
     before, after = run("sft", 40)["cross-entropy (nats a token)"]
