@@ -49,7 +49,10 @@ def _quantize(keywords: dict[str, Any]) -> None:
     if keywords.get("quantization_config") is not None:
         raise ValueError(f"from_pretrained: give {asked[0]} or quantization_config, not both")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError(f"from_pretrained: {asked[0]}=True needs the package `bitsandbytes`")
+        raise ImportError(
+            f"from_pretrained: {asked[0]}=True needs the package bitsandbytes: "
+            "pip install bitsandbytes"
+        )
     keywords["quantization_config"] = BitsAndBytesConfig(**{asked[0]: True})
 
 
