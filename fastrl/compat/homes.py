@@ -59,9 +59,8 @@ _NAMES = {
     "fastrl.models.reference": "create_reference_model",
     "fastrl.models.unwrapped": "unwrap_model_for_generation",
     "fastrl.models.value_head": """AutoModelForCausalLMWithValueHead
-        AutoModelForSeq2SeqLMWithValueHead ValueHead""",
+        AutoModelForSeq2SeqLMWithValueHead SUPPORTED_ARCHITECTURES ValueHead""",
     "fastrl.models.wrapper": "PreTrainedModelWrapper",
-    "fastrl.models": "SUPPORTED_ARCHITECTURES",
     "fastrl.ops.classic": """clip_by_value entropy_from_logits logprobs_from_logits masked_mean
         masked_var masked_whiten pad_to_size randn_tensor whiten""",
     "fastrl.rewards.accuracy": """accuracy_reward get_cosine_scaled_reward

@@ -196,3 +196,6 @@ class AutoModelForSeq2SeqLMWithValueHead(_WithValueHead):
 
     def _last_hidden(self, output: Any) -> torch.Tensor:
         return output.decoder_hidden_states[-1]
+
+
+SUPPORTED_ARCHITECTURES = (AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead)
