@@ -7,12 +7,14 @@ import os
 import select
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 WORKERS = Path(__file__).resolve().parent / "workers"
@@ -105,3 +107,43 @@ def race(
         fastrl_versions=ours.versions,
     )
     return theirs, mine
+
+
+def trainer_race(
+    benchmark: BenchmarkFixture,
+    peer_python: dict[str, Path],
+    peer: str,
+    row: str,
+    worker: tuple[str, dict[str, Any]],
+    rounds: int,
+    check: Callable[[dict[str, Any], dict[str, Any]], None],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Time and peak memory of a trainer beside a release of TRL, such as "trl-1.16.0".
+
+    Args:
+        worker: the script under workers/ and the request that both sides get first.
+
+    Returns:
+        The peer's answers and ours, round by round, for what a benchmark notes besides.
+    """
+    if peer not in peer_python:
+        pytest.skip(f"the environment of {peer} could not be made")
+    script, request = worker
+    with (
+        Worker(peer_python[peer], script, "trl", request) as their_side,
+        Worker(Path(sys.executable), script, "fastrl", request) as our_side,
+    ):
+        theirs, mine = race(benchmark, their_side, our_side, rounds, check)
+    benchmark.extra_info.update(row=row, peer=peer.replace("trl-", "TRL "))
+    for side, answers in (("peer", theirs), ("fastrl", mine)):
+        cpu = [one["cpu_seconds"] for one in answers if "cpu_seconds" in one]
+        if cpu:
+            benchmark.extra_info[f"{side}_cpu_median"] = statistics.median(cpu)
+        benchmark.extra_info[f"{side}_above_bytes"] = max(one["above_bytes"] for one in answers)
+        benchmark.extra_info[f"{side}_standing_bytes"] = answers[-1]["standing_bytes"]
+    return theirs, mine
+
+
+def close_to(want: float, got: float, tolerance: float, least: float = 1.0) -> bool:
+    """Whether two numbers agree to `tolerance`, relative, and absolute below `least`."""
+    return abs(got - want) <= tolerance * max(abs(want), least)

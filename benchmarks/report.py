@@ -65,9 +65,10 @@ def load_average() -> list[float]:
 
 
 def rows_of(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows in the table's order, each as measured."""
+    """The rows as measured, in the table's order; those without an aim last."""
     found = {one["extra_info"]["row"]: one["extra_info"] for one in benchmarks}
-    return [found[row] for row in TARGETS if row in found]
+    named = [row for row in TARGETS if row in found]
+    return [found[row] for row in dict.fromkeys([*named, *found])]
 
 
 def seconds(value: float) -> str:
@@ -92,7 +93,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def time_line(row: dict[str, Any]) -> str:
     """A row's medians and their ratio."""
-    aim, limit = TARGETS[row["row"]]
+    aim, limit = TARGETS.get(row["row"], (None, None))
     cells = [
         row["row"],
         f"{row['peer']}: {seconds(row['peer_median'])}",

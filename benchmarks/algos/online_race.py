@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-from offline_race import PEER, SAME
+from offline_race import PEER, ROUNDS, SAME
 from pytest_benchmark.fixture import BenchmarkFixture
-from race import Worker, race
+from race import close_to, trainer_race
 
-ROUNDS = 7
+LENGTH = "completions/mean_length"
 # What one side logs on its own clock.
 TIMED = "time"
 # Both draw by the same probabilities but with other noise: 32 lengths of mean 83 (96, cut at 256)
@@ -22,17 +19,16 @@ DRAWN = (83 - 48, 83 + 48)
 
 def same_work(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     """Both took the same step on the same completions: every metric of it agrees."""
-    assert {"loss", "grad_norm", "completions/mean_length"} <= theirs["numbers"].keys()
+    assert {"loss", "grad_norm", LENGTH} <= theirs["numbers"].keys()
     for key, want in theirs["numbers"].items():
         got = ours["numbers"][key]
-        if TIMED not in key:
-            assert abs(got - want) <= SAME * max(abs(want), 1.0), (key, want, got)
+        assert TIMED in key or close_to(want, got, SAME), (key, want, got)
 
 
 def same_lengths(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     """Both drew completions of the lengths that the weights were made for."""
     for side in (theirs, ours):
-        assert DRAWN[0] < side["numbers"]["completions/mean_length"] < DRAWN[1], side["numbers"]
+        assert DRAWN[0] < side["numbers"][LENGTH] < DRAWN[1], side["numbers"]
 
 
 def online_race(
@@ -43,24 +39,9 @@ def online_race(
     peer_python: dict[str, Path],
 ) -> None:
     """Time and memory of a case of workers/online_step.py; every step has prompts of its own."""
-    if PEER not in peer_python:
-        pytest.skip(f"the environment of {PEER} could not be made")
     request = {"case": case, "seed": seed, "vocab": 16384, "steps": ROUNDS + 2}
+    worker = ("online_step.py", request)
     check = same_work if "given" in case else same_lengths
-    with (
-        Worker(peer_python[PEER], "online_step.py", "trl", request) as peer,
-        Worker(Path(sys.executable), "online_step.py", "fastrl", request) as ours,
-    ):
-        theirs, mine = race(benchmark, peer, ours, ROUNDS, check)
-    benchmark.extra_info.update(
-        row=row,
-        peer="TRL 1.16.0",
-        peer_cpu_median=statistics.median(one["cpu_seconds"] for one in theirs),
-        fastrl_cpu_median=statistics.median(one["cpu_seconds"] for one in mine),
-        peer_above_bytes=max(one["above_bytes"] for one in theirs),
-        fastrl_above_bytes=max(one["above_bytes"] for one in mine),
-        peer_standing_bytes=theirs[-1]["standing_bytes"],
-        fastrl_standing_bytes=mine[-1]["standing_bytes"],
-        peer_lengths=[one["numbers"]["completions/mean_length"] for one in theirs],
-        fastrl_lengths=[one["numbers"]["completions/mean_length"] for one in mine],
-    )
+    answers = trainer_race(benchmark, peer_python, PEER, row, worker, ROUNDS, check)
+    for side, found in zip(("peer", "fastrl"), answers, strict=True):
+        benchmark.extra_info[f"{side}_lengths"] = [one["numbers"][LENGTH] for one in found]

@@ -78,6 +78,14 @@ def whiten(request: dict[str, Any], library: Any) -> Call:
     return lambda: function(x, mask)
 
 
+def few_rows_linear(request: dict[str, Any], library: Any) -> Call:
+    """(N, D) by a weight (V, D) of standard deviation 1 / sqrt(D)."""
+    count, depth, width = request["shape"]
+    rows, weight = torch.randn(count, depth), torch.randn(width, depth) / depth**0.5
+    function = library.few_rows_linear if library else torch.nn.functional.linear
+    return lambda: function(rows, weight)
+
+
 def segment_attention(request: dict[str, Any], library: Any) -> Call:
     """Groups of answers, each behind its group's prompt, in one packed row; 4 heads, 2 of keys."""
     groups, answers, prompt, length = request["shape"]
@@ -125,6 +133,7 @@ OPERATIONS = {
     "token_logprobs": token_logprobs,
     "gae": gae,
     "whiten": whiten,
+    "few_rows_linear": few_rows_linear,
     "segment_attention": segment_attention,
 }
 

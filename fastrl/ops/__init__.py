@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastrl.ops._dispatch import BackendUnavailable, forced_backend, use_backend
 from fastrl.ops._logits_budget import set_logits_budget
+from fastrl.ops.few_rows import few_rows_linear
 from fastrl.ops.gae import gae
 from fastrl.ops.gated_linear import gated_linear
 from fastrl.ops.group_advantages import group_advantages, leave_one_out
@@ -20,6 +21,7 @@ from fastrl.ops.whiten import whiten
 __all__ = [
     "BackendUnavailable",
     "PackingPlan",
+    "few_rows_linear",
     "forced_backend",
     "gae",
     "gated_linear",
