@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -40,7 +41,7 @@ def smooth(values: Sequence[float], reach: int) -> list[float]:
     return means
 
 
-def draw_panel(axis: plt.Axes, name: str, curve: Curve, colour: str) -> None:
+def draw_panel(axis: plt.Axes, colour: str, name: str, curve: Curve) -> None:
     """Draw one statistic: every value faintly, its moving mean on top, evaluations as dots."""
     steps, values = curve.steps, curve.values
     if len(values) <= FEW:
@@ -53,6 +54,11 @@ def draw_panel(axis: plt.Axes, name: str, curve: Curve, colour: str) -> None:
     if curve.evaluated:
         shown = zip(MARK_SIGNS, curve.evaluated, strict=False)
         name += f" ({', '.join(f'{sign} {label}' for sign, label in shown)})"
+    style_panel(axis, name)
+
+
+def style_panel(axis: plt.Axes, name: str) -> None:
+    """Give a panel its title and the plain look of all of them."""
     axis.set_title(name, loc="left", fontsize=11, color=INK, pad=8)
     axis.grid(axis="y", color=FAINT, linewidth=0.6)
     axis.tick_params(colors=INK, labelsize=9, length=0)
@@ -78,8 +84,26 @@ def save_curves(
         note: a line under the heading, e.g. the scores before and after.
         axis_label: what the steps are.
     """
-    columns = min(2, len(curves))
-    rows = math.ceil(len(curves) / columns)
+    drawn = {}
+    for name, curve in curves.items():
+        whole = curve if isinstance(curve, Curve) else Curve(range(1, len(curve) + 1), curve)
+        drawn[name] = partial(draw_panel, name=name, curve=whole)
+    save_panels(path, title, drawn, note, axis_label)
+
+
+def save_panels(
+    path: Path,
+    title: str,
+    panels: Mapping[str, Callable[[plt.Axes, str], None]],
+    note: str = "",
+    axis_label: str = "step",
+) -> None:
+    """Save a figure of two panels a row, each drawn by a function of its axes and its colour.
+
+    The other arguments are those of `save_curves`.
+    """
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(4.5 * columns, 0.6 + 2.6 * rows), squeeze=False, sharex=True,
         layout="constrained",
@@ -89,14 +113,12 @@ def save_curves(
     if note:
         top = 1 - 0.435 / figure.get_figheight()
         figure.text(0.01, top, note, ha="left", va="bottom", fontsize=10, color=INK)
-    for place, (name, curve) in enumerate(curves.items()):
-        if not isinstance(curve, Curve):
-            curve = Curve(range(1, len(curve) + 1), curve)
-        draw_panel(axes.flat[place], name, curve, COLOURS[place % len(COLOURS)])
-    for axis in axes.flat[len(curves) :]:
+    for place, draw in enumerate(panels.values()):
+        draw(axes.flat[place], COLOURS[place % len(COLOURS)])
+    for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for column in range(columns):
-        lowest = axes[(len(curves) - 1 - column) // columns][column]
+        lowest = axes[(len(panels) - 1 - column) // columns][column]
         lowest.set_xlabel(axis_label, fontsize=9, color=INK)
         lowest.tick_params(labelbottom=True)
     figure.savefig(path, dpi=110, facecolor="white")
