@@ -1,10 +1,11 @@
-"""Hand unused device memory back between the parts of a step."""
+"""Hand unused device memory back between the parts of a step, if asked to."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 
@@ -26,3 +27,37 @@ def emptied_device_cache(enabled: bool) -> Iterator[None]:
     finally:
         if enabled:
             empty_device_cache()
+
+
+class _Decorators(type):
+    """Reads and sets `optimize_device_cache` under its name of TRL 0.7.2 and before too."""
+
+    optimize_device_cache: bool
+
+    @property
+    def optimize_cuda_cache(cls) -> bool:
+        return cls.optimize_device_cache
+
+    @optimize_cuda_cache.setter
+    def optimize_cuda_cache(cls, wanted: bool) -> None:
+        cls.optimize_device_cache = wanted
+
+
+class PPODecorators(metaclass=_Decorators):
+    """`@PPODecorators.empty_device_cache()` empties the device's cache when a function returns.
+
+    It does so while `PPODecorators.optimize_device_cache` is True, which users set themselves:
+    `PPOTrainer` goes by its own config. `empty_cuda_cache` and `optimize_cuda_cache` are the same.
+    """
+
+    optimize_device_cache: ClassVar[bool] = False
+
+    @classmethod
+    @contextmanager
+    def empty_device_cache(cls) -> Iterator[None]:
+        """A context manager, and a decorator, as any of contextlib's."""
+        yield
+        if cls.optimize_device_cache:
+            empty_device_cache()
+
+    empty_cuda_cache = empty_device_cache

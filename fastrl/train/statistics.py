@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fastrl.ops.whiten import whiten
 
 PADDING = -1  # fills ragged statistics and stands for NaN in logged distributions
+WANDB_PADDING = PADDING  # TRL's name for it
 
 
 def flatten_dict(nested: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
@@ -37,6 +38,18 @@ def stack_dicts(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {
         key: pad_sequence([row[key].flatten() for row in rows], True, PADDING) for key in rows[0]
     }
+
+
+def average_torch_dicts(list_of_dicts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Per key of the first row: the mean over the rows of tensors of one shape."""
+    return {
+        key: torch.stack([row[key] for row in list_of_dicts]).mean(0) for key in list_of_dicts[0]
+    }
+
+
+def add_suffix(input_dict: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+    """The dict with every key lengthened by a suffix."""
+    return {f"{key}{suffix}": value for key, value in input_dict.items()}
 
 
 class Masked:
@@ -99,6 +112,29 @@ def to_host(stats: Mapping[str, Any]) -> dict[str, Any]:
         else:
             host[key] = value
     return host
+
+
+def stats_to_np(stats_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors become numpy arrays of their dtype (bf16: fp32), numbers floats; the rest stays."""
+    host: dict[str, Any] = {}
+    for key, value in stats_dict.items():
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        elif isinstance(value, int | float | np.number | np.bool_):
+            value = float(value)
+        host[key] = value
+    return host
+
+
+def convert_to_scalar(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors and arrays of one number, of shape () or (1,), become that number."""
+    return {
+        key: value.item()
+        if isinstance(value, torch.Tensor | np.ndarray) and tuple(value.shape) in ((), (1,))
+        else value
+        for key, value in stats.items()
+    }
 
 
 def check_finite(mask: torch.Tensor, **found: torch.Tensor) -> None:
