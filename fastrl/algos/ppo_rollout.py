@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import gather_object
@@ -247,6 +247,15 @@ class PPORollout(Trainer):
         handler = self.callback_handler
         self.control = handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    def predict(
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> NoReturn:
+        """Not possible: prompts have no labels to predict; `evaluate` answers and scores them."""
+        raise TypeError("PPO predicts nothing: evaluate(dataset) answers prompts and scores them")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what TRL logs of a batch beside its metrics: `eps`, `lr` and `episode`."""

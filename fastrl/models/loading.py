@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig
 
 
 def current_device() -> int | str:
-    """This process's accelerator, as `device_map` wants it: an index, `"xpu:0"`, or `"cpu"`."""
+    """This process's accelerator, as `device_map` wants it: an index, an XPU's name, or `"cpu"`."""
     # The first state made decides for the process, and unlike Accelerator it does not read this.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     device = state.device
@@ -56,13 +56,11 @@ def _quantize(keywords: dict[str, Any]) -> None:
     keywords["quantization_config"] = BitsAndBytesConfig(**{asked[0]: True})
 
 
-def modernise(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Keywords transformers 5 understands, from those of any version.
+def respell(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The same keywords in transformers 5's spelling.
 
     `use_auth_token` becomes `token`, `torch_dtype` becomes `dtype`, `load_in_8bit` and
-    `load_in_4bit` become a `quantization_config` (placed on this process's device unless
-    `device_map` says otherwise). Without a dtype the weights are loaded in fp32, as these scripts
-    expect, not in the checkpoint's own dtype.
+    `load_in_4bit` become a `quantization_config`.
 
     Raises:
         TypeError: if an old name and its new one are both given.
@@ -74,6 +72,20 @@ def modernise(keywords: dict[str, Any]) -> dict[str, Any]:
     _rename(keywords, "torch_dtype", "dtype")
     _check_dtype(keywords.get("dtype"))
     _quantize(keywords)
+    return keywords
+
+
+def modernise(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords transformers 5 understands, from those of any version, as fastrl's models load.
+
+    They are respelled; a quantized model is placed on this process's device unless `device_map`
+    says otherwise; without a dtype the weights are loaded in fp32, as these scripts expect, not in
+    the checkpoint's own dtype.
+
+    Raises:
+        TypeError, ValueError, ImportError: as `respell` does.
+    """
+    keywords = respell(keywords)
     if keywords.get("quantization_config") is None:
         if keywords.get("dtype") is None:
             keywords["dtype"] = torch.float32

@@ -13,6 +13,7 @@ import transformers
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PredictionOutput
 
 from fastrl.models.policy import prepare_policy
 from fastrl.train import card
@@ -27,6 +28,8 @@ _GAINED = {
     "compute_loss": "num_items_in_batch",
     "training_step": "num_items_in_batch",
     "log": "start_time",
+    "create_optimizer": "model",
+    "_get_train_sampler": "train_dataset",
 }
 
 
@@ -122,6 +125,31 @@ class Trainer(transformers.Trainer):
         """Add to `num_tokens`, the tokens trained on; those of evaluation do not count."""
         if self.model.training:
             self._tokens_since += tokens
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        """As transformers'; a user's own `create_optimizer_and_scheduler` is called again.
+
+        transformers 5 calls its two halves only. DeepSpeed makes both by its own configuration.
+        """
+        halves = transformers.Trainer.create_optimizer_and_scheduler
+        arguments = (max_steps, train_dataloader, resume_from_checkpoint)
+        if type(self).create_optimizer_and_scheduler is halves or self.is_deepspeed_enabled:
+            return super()._prepare_for_training(*arguments)
+        own = {name: getattr(self, name) for name in ("create_optimizer", "create_scheduler")}
+
+        def both(model: Any = None) -> Any:
+            vars(self).update(own)  # which the override may call
+            self.create_optimizer_and_scheduler(num_training_steps=max_steps)
+            vars(self)["create_scheduler"] = lambda *_, **__: self.lr_scheduler
+            return self.optimizer
+
+        vars(self)["create_optimizer"] = both
+        try:
+            return super()._prepare_for_training(*arguments)
+        finally:
+            vars(self).update(own)
 
     # --- inputs --------------------------------------------------------------------------------
 
@@ -227,6 +255,20 @@ class Trainer(transformers.Trainer):
         if given and not isinstance(eval_dataset, Mapping):
             eval_dataset = self.prepare_eval_dataset(eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput:
+        """As transformers' own, of rows as `evaluate` takes them; with the trainer's metrics."""
+        self._prefix = metric_key_prefix
+        found = super().predict(
+            self.prepare_eval_dataset(test_dataset), ignore_keys, metric_key_prefix
+        )
+        own = {f"{metric_key_prefix}_{name}": value for name, value in self._found().items()}
+        return found._replace(metrics={**(found.metrics or {}), **own})
 
     def prepare_eval_dataset(self, dataset: Any) -> Any:
         """Rows as the collator takes them; a dataset that is prepared is returned as it is."""

@@ -212,7 +212,7 @@ def test_8bit_without_bitsandbytes_says_what_to_install(monkeypatch):
     monkeypatch.setattr(
         loading.importlib.util, "find_spec", lambda n: None if n == "bitsandbytes" else find(n)
     )
-    with pytest.raises(ImportError, match="load_in_8bit=True needs .*pip install bitsandbytes"):
+    with pytest.raises(ImportError, match=r"load_in_8bit=True needs .*pip install bitsandbytes"):
         AutoModelForCausalLMWithValueHead.from_pretrained("gpt2", load_in_8bit=True)
 
 
