@@ -8,11 +8,12 @@ import math
 import numbers
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 from fastrl.legacy import InvalidChoice, explain_unknown_fields, warn_once
+from fastrl.legacy.generation import pinned
 from fastrl.train.statistics import flatten_dict
 
 KL_PENALTIES = ("kl", "abs", "mse", "full")
@@ -79,34 +80,38 @@ def _is_whole(value: Any, least: int) -> bool:
     return whole and int(value) >= least
 
 
-def train_form(given: Mapping[str, Any]) -> Any:
-    """A `PPOTrainConfig` of the fields, if any of them is one of its own; else None.
+def form_of(names: Iterable[str]) -> type:
+    """`PPOTrainConfig` or `PPOConfig`, whichever has the fields of these names that only one has.
+
+    Where there is none, `set_api("1")` asks for the `train()` form; without it, it is this one.
 
     Raises:
-        TypeError: for fields that only the `step()` form has beside them.
+        InvalidForm: names of both forms.
     """
-    classic = {f.name for f in fields(PPOConfig)}
-    if given.keys() <= classic:
-        return None
     from fastrl.algos.ppo_train_config import PPOTrainConfig
     from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
 
+    classic = {f.name for f in fields(PPOConfig)}
     known = {f.name for f in fields(PPOTrainConfig) if f.init} | TRAINING_ARGUMENTS.keys()
-    asked = sorted(given.keys() & known - classic)
-    if not asked:
-        return None
-    others = sorted(given.keys() & classic - known)
-    if others:
-        raise TypeError(
+    asked = sorted(set(names) & known - classic)
+    others = sorted(set(names) & classic - known)
+    if asked and others:
+        raise InvalidForm(
             f"PPOConfig got fields of the step() form ({', '.join(others)}) and of the train() "
             f"form ({', '.join(asked)}); give those of one"
         )
-    return PPOTrainConfig(**given)
+    if not asked and (others or pinned() != "1"):
+        return PPOConfig
+    return PPOTrainConfig
 
 
 def _script_name() -> str:
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     return name[: -len(".py")]
+
+
+class InvalidForm(TypeError, ValueError):
+    """Fields of both forms: a TypeError of the constructor's, a ValueError of the parser's."""
 
 
 @explain_unknown_fields
@@ -125,7 +130,7 @@ class PPOConfig:
     `optimize_device_cache` and `mini_batch_size`.
 
     Called with fields that only the `train()` form has (`output_dir`, `num_ppo_epochs`, …) it makes
-    a `PPOTrainConfig`.
+    a `PPOTrainConfig`; with none that only one form has, `set_api("1")` asks for that one too.
 
     Raises:
         ValueError: batch sizes that do not divide, a value of the wrong kind or out of its range
@@ -193,8 +198,14 @@ class PPOConfig:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """This class, or the `train()` form's where its fields are given."""
-        made = train_form(kwargs) if cls is PPOConfig else None
-        return super().__new__(cls) if made is None else made
+        form = cls if args or cls is not PPOConfig else form_of(kwargs)
+        return super().__new__(cls) if form is cls else form(**kwargs)
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        """A copy, or what a pickle holds, is of this form whatever is pinned."""
+        return (), {"steps": self.steps}
+
+    form_of = staticmethod(form_of)
 
     def __post_init__(self) -> None:
         self._take_old_spellings()

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -41,20 +41,42 @@ class TrlParser(HfArgumentParser):
     The file maps field names to values, which the command line overrides; its block `env` sets
     environment variables. Flags and keys of older releases are translated with one FutureWarning.
 
+    A dataclass that has several forms (`PPOConfig`) is filled in the form that the flags and the
+    file's keys are of; its `form_of(names)` says which, and what none of them decides.
+
     Args:
-        dataclass_types: the dataclasses to fill; none may have a field `config`.
+        dataclass_types: the dataclasses to fill; none may have a field `config`, but that of TRL
+            0.11's script arguments, which names the file.
+        ignore_extra_args: whether unknown keys in the file are no error, as TRL 0.11 spelled it.
+        parsers: `dataclass_types`, as TRL 0.11 called it.
         **kwargs: for argparse.ArgumentParser.
+
+    Raises:
+        TypeError: the dataclasses are given under both names.
     """
 
-    def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
-        types = [] if dataclass_types is None else dataclass_types
+    def __init__(
+        self,
+        dataclass_types: Any = None,
+        ignore_extra_args: bool = False,
+        *,
+        parsers: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if parsers is not None and dataclass_types is not None:
+            raise TypeError("parsers= is dataclass_types=; give one")
+        types = parsers if dataclass_types is None else dataclass_types
+        types = [] if types is None else types
         types = [types] if dataclasses.is_dataclass(types) else list(types)
         for each in types:
-            if any(f.name == "config" for f in dataclasses.fields(each)):
+            own = next((f for f in dataclasses.fields(each) if f.name == "config"), None)
+            if own is not None and not own.metadata.get("names_the_file"):
                 raise ValueError(
                     f"{each.__name__} has a field 'config', but --config names the YAML file"
                 )
         super().__init__(dataclass_types=types, **kwargs)
+        self._options = {"ignore_extra_args": ignore_extra_args, **kwargs}
+        self._ignores_extra = ignore_extra_args
         self._loosen()
 
     def _loosen(self) -> None:
@@ -88,6 +110,11 @@ class TrlParser(HfArgumentParser):
             ValueError: an unknown flag or key (with the closest known one), a file that is no
                 mapping.
         """
+        reader = self._in_form(args)
+        if reader is not self:
+            return reader.parse_args_and_config(
+                args, return_remaining_strings, fail_with_unknown_args, separate_remaining_strings
+            )
         words, unknown, path, told = self._read(args)
         if told:
             warnings.warn(f"old spellings: {'; '.join(told)}", FutureWarning, stacklevel=2)
@@ -97,9 +124,31 @@ class TrlParser(HfArgumentParser):
                 return (*filled, unknown, rest)
             return (*filled, unknown + rest)
         self.refuse("command line", rest)
-        if fail_with_unknown_args:
+        if fail_with_unknown_args and not self._ignores_extra:
             self.refuse(str(path), unknown)
         return tuple(filled)
+
+    def parse_args_into_dataclasses(
+        self, args: Iterable[str] | None = None, *more: Any, **keywords: Any
+    ) -> tuple[Any, ...]:
+        """`transformers.HfArgumentParser`'s, in the form that the flags are of."""
+        words = list(sys.argv[1:] if args is None else args)
+        reader = self._in_form(words)
+        filled = super(TrlParser, reader).parse_args_into_dataclasses(words, *more, **keywords)
+        _set_reentrant(filled)
+        return filled
+
+    def _in_form(self, args: Iterable[str] | None) -> TrlParser:
+        """This parser, or one for the forms of its dataclasses that these words ask for."""
+        if not any(hasattr(each, "form_of") for each in self.dataclass_types):
+            return self
+        words, path = _take_config(list(sys.argv[1:] if args is None else args))
+        names = {w[2:].partition("=")[0].replace("-", "_") for w in words if w.startswith("--")}
+        if path is not None:
+            names |= read_config(path).keys()
+        types = in_form(self.dataclass_types, names)
+        same = types == list(self.dataclass_types)
+        return self if same else TrlParser(types, **self._options)
 
     def unknown_strings(self, args: Iterable[str]) -> tuple[list[str], list[str]]:
         """What neither dataclass takes: (the file's, as `--key value`; the command line's).
@@ -197,6 +246,33 @@ class TrlParser(HfArgumentParser):
         except TypeError as error:
             raise ValueError(str(error)) from None
         return settled.arguments, settled.told
+
+
+def in_form(types: Iterable[type], names: Iterable[str]) -> list[type]:
+    """The dataclasses, those of several forms in the one that these names of fields are of.
+
+    Args:
+        types: dataclasses; those of several forms have `form_of(names)`, a static method.
+        names: the flags and keys that are given, without dashes; those that belong to a dataclass
+            of one form decide nothing.
+
+    Raises:
+        ValueError: names of two forms.
+    """
+    types = list(types)
+    single = [each for each in types if not hasattr(each, "form_of")]
+    taken = {f.name for each in single for f in dataclasses.fields(each)}
+    left = set(names) - taken
+    return [each.form_of(left) if hasattr(each, "form_of") else each for each in types]
+
+
+def _set_reentrant(filled: Sequence[Any]) -> None:
+    """What TRL 0.11's script arguments say of checkpointing goes to the training arguments."""
+    for each in filled:
+        reentrant = getattr(each, "gradient_checkpointing_use_reentrant", None)
+        for other in filled if reentrant is not None else ():
+            if getattr(other, "gradient_checkpointing_kwargs", reentrant) is None:
+                other.gradient_checkpointing_kwargs = {"use_reentrant": reentrant}
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
