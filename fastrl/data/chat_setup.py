@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import AddedToken, AutoTokenizer
@@ -14,6 +15,46 @@ _CHATML = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- bos_token + 'assistant\\n' -}}{%- endif -%}"
 )
+
+
+@dataclass
+class ChatMlSpecialTokens:
+    """The special tokens of ChatML, and what follows from them.
+
+    Args:
+        bos_token: begins a turn, followed by who speaks.
+        eos_token: ends it.
+        pad_token: pads.
+    """
+
+    bos_token: str = "<|im_start|>"
+    eos_token: str = "<|im_end|>"
+    pad_token: str = "<|im_end|>"
+
+    @property
+    def system(self) -> str:
+        """How a system's turn begins."""
+        return f"{self.bos_token}system"
+
+    @property
+    def user(self) -> str:
+        """How a user's turn begins."""
+        return f"{self.bos_token}user"
+
+    @property
+    def assistant(self) -> str:
+        """How an assistant's turn begins."""
+        return f"{self.bos_token}assistant"
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja template with these tokens written out."""
+        begun = _CHATML.replace("bos_token", repr(self.bos_token))
+        return begun.replace("eos_token", repr(self.eos_token))
+
+
+# The formats that `setup_chat_format` knows: name -> class of its special tokens.
+FORMAT_MAPPING: dict[str, type[ChatMlSpecialTokens]] = {"chatml": ChatMlSpecialTokens}
 
 
 def clone_chat_template(
@@ -77,7 +118,7 @@ def setup_chat_format(
     Args:
         model: changed in place.
         tokenizer: changed in place.
-        format: "chatml" is the only one.
+        format: a name in `FORMAT_MAPPING`: "chatml".
         resize_to_multiple_of: rows of the embeddings are a multiple of it; None: as many as tokens.
 
     Returns:
@@ -86,14 +127,15 @@ def setup_chat_format(
     Raises:
         ValueError: another format.
     """
-    if format != "chatml":
-        raise InvalidChoice(f"format={format!r} is not available; the only one is 'chatml'")
-    start, end = "<|im_start|>", "<|im_end|>"
-    tokenizer.eos_token = end
-    tokenizer.pad_token = end
-    tokenizer.bos_token = start
-    tokenizer.add_special_tokens({"additional_special_tokens": [start, end]})
-    tokenizer.chat_template = _CHATML
+    if format not in FORMAT_MAPPING:
+        known = ", ".join(FORMAT_MAPPING)
+        raise InvalidChoice(f"format={format!r} is not available; choose among {known}")
+    chat = FORMAT_MAPPING[format]()
+    tokenizer.eos_token = chat.eos_token
+    tokenizer.pad_token = chat.pad_token
+    tokenizer.bos_token = chat.bos_token
+    tokenizer.add_special_tokens({"additional_special_tokens": [chat.bos_token, chat.eos_token]})
+    tokenizer.chat_template = chat.chat_template
     model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=resize_to_multiple_of)
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
