@@ -203,40 +203,15 @@ class GRPOTrainer(OnlineTrainer):
         """Entropy's quantile is one of the slice, so its rows have to be computed together."""
         return super().regroups and self.args.top_entropy_quantile == 1.0
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> torch.Tensor:
-        """Σ_i w_i Σ_t l_it of the rows of one pass, less the reward for entropy.
-
-        Args:
-            model: what the trainer calls.
-            inputs: answers and what was collected of them: `Experience.tensors` with those of
-                `weights`, and `slices` (B,) int64.
-            return_outputs: not possible; the loss of answers has no logits to give.
-            num_items_in_batch: has no part in it; the weights know.
-
-        Returns:
-            the pass's part of the optimizer step's loss, a scalar.
-        """
-        if return_outputs:
-            raise ValueError("return_outputs: GRPO's loss has no outputs beside it")
-        coefficient = self.router_aux_loss_coef
-        scores = self.scores_of(model, inputs, aux_loss=coefficient > 0)
+    def loss(self, inputs: Batch, scores: LogProbs) -> torch.Tensor:
+        """Σ_i w_i Σ_t l_it of the rows of one pass, less the reward for entropy."""
         answers = self._answers(inputs, scores)
         found = token_losses(answers, self._settings)
         loss = weighted_sum(found.loss, inputs["loss_weights"])
         self._measure(inputs, scores, answers, found)
-        if self._rewards_entropy:
-            loss = loss - self._entropy_bonus(inputs, scores, answers)
-        if scores.aux_loss is not None:
-            loss = loss + coefficient * scores.aux_loss / self.accumulation
-            self.metrics.mean("aux_loss", scores.aux_loss)
-        self._slice_metrics.flush(self.metrics)
-        return self.checked(loss)
+        return (
+            loss - self._entropy_bonus(inputs, scores, answers) if self._rewards_entropy else loss
+        )
 
     def _answers(self, inputs: Batch, scores: LogProbs) -> Answers:
         """What the loss sees."""

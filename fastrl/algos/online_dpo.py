@@ -22,6 +22,7 @@ from fastrl.train.batch import Batch
 from fastrl.train.collecting import weighted_total
 from fastrl.train.experience import Experience
 from fastrl.train.online import OnlineTrainer
+from fastrl.types import LogProbs
 
 
 def by_reward(values: torch.Tensor, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,39 +196,13 @@ class OnlineDPOTrainer(OnlineTrainer):
         share = judged.float() / (judged.sum().clamp(min=1) * accumulation)
         return {"loss_weights": share.repeat_interleave(PAIR)}
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> torch.Tensor:
-        """Σ_i w_i l_i of the pairs of one pass.
-
-        Args:
-            model: what the trainer calls.
-            inputs: answers and what was collected of them: `Experience.tensors` with those of
-                `weights`, and `slices` (2B,) int64; a pair's rows one after the other.
-            return_outputs: not possible; the loss of answers has no logits to give.
-            num_items_in_batch: has no part in it; the weights know.
-
-        Returns:
-            the pass's part of the optimizer step's loss, a scalar.
-        """
-        if return_outputs:
-            raise ValueError("return_outputs: online DPO's loss has no outputs beside it")
-        coefficient = self.router_aux_loss_coef
-        scores = self.scores_of(model, inputs, aux_loss=coefficient > 0)
+    def loss(self, inputs: Batch, scores: LogProbs) -> torch.Tensor:
+        """Σ_i w_i l_i of the pairs of one pass; a pair's rows stand one after the other."""
         logp, weights = scores.logp.sum(1), inputs["loss_weights"][0::PAIR]
         pairs = preferences(logp, inputs["ref_logps"], inputs["rewards"], self.beta)
-        loss = (LOSSES[self.args.loss_type](pairs) * weights).sum()
-        if scores.aux_loss is not None:
-            loss = loss + coefficient * scores.aux_loss / self.accumulation
-            self.metrics.mean("aux_loss", scores.aux_loss)
         self._measure(inputs, logp.detach(), pairs)
-        self._slice_metrics.flush(self.metrics)
         self.host_metrics.add("beta", pairs.beta)
-        return self.checked(loss)
+        return (LOSSES[self.args.loss_type](pairs) * weights).sum()
 
     def _measure(self, inputs: Batch, logp: torch.Tensor, pairs: Pairs) -> None:
         """Means over answers and over pairs; those with a reward over what is judged."""

@@ -20,6 +20,7 @@ from fastrl.train.batch import Batch
 from fastrl.train.collecting import weighted_total
 from fastrl.train.experience import Experience
 from fastrl.train.online import OnlineTrainer
+from fastrl.types import LogProbs
 
 
 def rloo_loss(
@@ -119,40 +120,15 @@ class RLOOTrainer(OnlineTrainer):
         share = 1.0 / (len(answers) * accumulation)
         return {"loss_weights": torch.full((len(answers),), share, device=self.args.device)}
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> torch.Tensor:
-        """Σ_i w_i l_i of the rows of one pass.
-
-        Args:
-            model: what the trainer calls.
-            inputs: answers and what was collected of them: `Experience.tensors` with those of
-                `weights`, and `slices` (B,) int64.
-            return_outputs: not possible; the loss of answers has no logits to give.
-            num_items_in_batch: has no part in it; the weights know.
-
-        Returns:
-            the pass's part of the optimizer step's loss, a scalar.
-        """
-        if return_outputs:
-            raise ValueError("return_outputs: RLOO's loss has no outputs beside it")
-        args, coefficient = self.args, self.router_aux_loss_coef
-        scores = self.scores_of(model, inputs, aux_loss=coefficient > 0)
+    def loss(self, inputs: Batch, scores: LogProbs) -> torch.Tensor:
+        """Σ_i w_i l_i of the rows of one pass."""
+        args = self.args
         above = args.epsilon if args.epsilon_high is None else args.epsilon_high
         losses, ratio = rloo_loss(
             scores.logp.sum(1), inputs["old_logps"], inputs["advantages"], args.epsilon, above
         )
-        loss = (losses * inputs["loss_weights"]).sum()
-        if scores.aux_loss is not None:
-            loss = loss + coefficient * scores.aux_loss / self.accumulation
-            self.metrics.mean("aux_loss", scores.aux_loss)
         self._measure(inputs, scores.entropy, scores.mask, ratio.detach(), above)
-        self._slice_metrics.flush(self.metrics)
-        return self.checked(loss)
+        return (losses * inputs["loss_weights"]).sum()
 
     def _measure(
         self,

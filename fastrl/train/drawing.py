@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,8 +24,7 @@ from fastrl.rollout.sampling import Sampling, ids_of, refuse_unknown
 from fastrl.rollout.tool_loop import ToolLoop
 from fastrl.train.experience import Drawn, Text
 from fastrl.train.online_config import OnlineConfig
-
-RolloutFunction = Callable[[list[Any], Any], Mapping[str, Any]]
+from fastrl.train.rolled_out import RolloutFunction, rolled_out
 
 
 def ends(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
@@ -232,7 +231,7 @@ class Drawing:
 
     def _found(self, prompts: list[Text], environments: list[Any] | None) -> Drawn:
         if self._rollout_func is not None:
-            return self._rolled_out(self._rollout_func, prompts)
+            return rolled_out(self._rollout_func, prompts, self._trainer, self._texts)
         if self._loop is not None:
             return self._episodes(self._loop, prompts, environments)
         return self._answered(prompts)
@@ -329,22 +328,6 @@ class Drawing:
             return list(texts)
         return [[{"role": "assistant", "content": text}] for text in texts]
 
-    def _rolled_out(self, rollout_func: RolloutFunction, prompts: list[Text]) -> Drawn:
-        output = dict(rollout_func(copy.deepcopy(prompts), self._trainer))
-        check_rollout(output, len(prompts))
-        extra = {key: given for key, given in output.items() if key not in _ROLLED}
-        written = extra.pop("env_mask", None)
-        answers = [list(map(int, ids)) for ids in output["completion_ids"]]
-        return Drawn(
-            prompts,
-            self._texts(prompts, answers),
-            [list(map(int, ids)) for ids in output["prompt_ids"]],
-            answers,
-            None if written is None else [[bool(x) for x in mask] for mask in written],
-            _numbers(output["logprobs"]),
-            extra,
-        )
-
 
 def _prompts_of(rows: list[dict[str, Any]]) -> list[Text]:
     """The prompts; a stream's rows are first seen here."""
@@ -356,43 +339,3 @@ def _prompts_of(rows: list[dict[str, Any]]) -> list[Text]:
                 "a list of messages"
             )
     return [row["prompt"] for row in rows]
-
-
-_ROLLED = ("prompt_ids", "completion_ids", "logprobs")
-
-
-def _numbers(logprobs: Any) -> list[list[float]] | None:
-    if logprobs is None:
-        return None
-    return [[float("nan") if x is None else float(x) for x in row] for row in logprobs]
-
-
-def check_rollout(output: Mapping[str, Any], rows: int) -> None:
-    """Refuse what a rollout function returned if it does not describe an answer to each row.
-
-    Raises:
-        ValueError: naming the key and the row.
-    """
-    missing = sorted(set(_ROLLED) - set(output))
-    if missing:
-        raise ValueError(
-            f"rollout_func returned no {', '.join(missing)}; it has to give prompt_ids, "
-            "completion_ids and logprobs (None where they are not known)"
-        )
-    for key in ("prompt_ids", "completion_ids"):
-        if len(output[key]) != rows:
-            raise ValueError(f"rollout_func: {key} has {len(output[key])} rows for {rows} prompts")
-        for row, ids in enumerate(output[key]):
-            if not len(ids):
-                raise ValueError(f"rollout_func: {key}[{row}] is empty")
-    for key in ("logprobs", "env_mask"):
-        if output.get(key) is None:
-            continue
-        if len(output[key]) != rows:
-            raise ValueError(f"rollout_func: {key} has {len(output[key])} rows for {rows} prompts")
-        for row, (given, ids) in enumerate(zip(output[key], output["completion_ids"], strict=True)):
-            if len(given) != len(ids):
-                raise ValueError(
-                    f"rollout_func: {key}[{row}] has {len(given)} entries for the {len(ids)} "
-                    f"tokens of completion_ids[{row}]"
-                )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,41 +26,19 @@ from fastrl.train.experience import Experience, joined, regrouped
 from fastrl.train.frozen import Reference
 from fastrl.train.host_metrics import HostMetrics
 from fastrl.train.online_config import OnlineConfig
-from fastrl.train.prompt_batches import PromptTrainer
+from fastrl.train.prompt_batches import PromptTrainer, Rows, Step, as_they_are
+from fastrl.train.rollout_files import load_rollouts, save_rollouts
 from fastrl.train.slice_metrics import SliceMetrics
 from fastrl.types import LogProbs
-
-Rows = list[dict[str, Any]]
-
-
-def as_they_are(rows: Rows) -> Rows:
-    """The collator: rows stay dicts until answers to their prompts have been drawn."""
-    return rows
-
-
-class Step(list[Rows]):
-    """The rows of an optimizer step; iterating over it draws the answers and gives its passes.
-
-    transformers restores the generators' states of a checkpoint between asking for an optimizer
-    step's batches and iterating over them, and what is drawn has to be drawn after that.
-    """
-
-    def __init__(self, batches: list[Rows], passes: Callable[[list[Rows]], list[Batch]]) -> None:
-        super().__init__(batches)
-        self._make = passes
-
-    def __iter__(self) -> Iterator[Any]:
-        """The passes, as many as there were batches."""
-        return iter(self._make(list(super().__iter__())))
 
 
 class OnlineTrainer(PromptTrainer):
     """A `Trainer` whose batches are drawn from the policy and scored by reward functions.
 
-    A subclass states two things: what it collects (`experience`) and what it minimises
-    (`compute_loss`, with `weights` for each answer). In between, the rows of an optimizer step
-    are put together by prompt and computed without padding, each prompt once; `weights` keep what
-    each row counts for in the slice (micro-batch) that it was drawn into.
+    A subclass states two things: what it collects (`experience`) and what it minimises (`loss`,
+    with `weights` for each answer). In between, the rows of an optimizer step are put together by
+    prompt and computed without padding, each prompt once; `weights` keep what each row counts for
+    in the slice (micro-batch) that it was drawn into.
 
     Args:
         model: a name or folder, a transformers model, or a PEFT model.
@@ -200,14 +178,25 @@ class OnlineTrainer(PromptTrainer):
         """
         raise NotImplementedError
 
+    def loss(self, inputs: Batch, scores: LogProbs) -> torch.Tensor:
+        """What is minimised over the rows of one pass: a scalar, Σ_i w_i l_i; with its metrics.
+
+        Args:
+            inputs: answers and what was collected of them: `Experience.tensors` with those of
+                `weights`, and `slices` (B,) int64.
+            scores: of the answers' tokens under the policy, (B, C) with gradients.
+        """
+        raise NotImplementedError
+
     @property
     def regroups(self) -> bool:
         """Whether rows may move between the passes of an optimizer step.
 
-        A router's loss is one of the rows it sees, and a user's own `compute_loss` is written for
-        slices as they were drawn.
+        A router's loss is one of the rows it sees, and a user's own `loss` or `compute_loss` is
+        written for slices as they were drawn.
         """
-        own = type(self).compute_loss.__module__.partition(".")[0] == "fastrl"
+        of = (type(self).loss.__module__, type(self).compute_loss.__module__)
+        own = all(module.partition(".")[0] == "fastrl" for module in of)
         return own and self.router_aux_loss_coef == 0
 
     @property
@@ -303,6 +292,32 @@ class OnlineTrainer(PromptTrainer):
         # On the device already; and nothing may be cast to a lower precision here.
         return inputs if isinstance(inputs, Batch) else Batch(inputs)
 
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """A pass's part of the optimizer step's loss, a scalar.
+
+        Args:
+            model: what the trainer calls.
+            inputs: see `loss`.
+            return_outputs: not possible; the loss of answers has no logits to give.
+            num_items_in_batch: has no part in it; the weights know.
+        """
+        if return_outputs:
+            raise ValueError(f"return_outputs: {self._name}'s loss has no outputs beside it")
+        coefficient = self.router_aux_loss_coef
+        scores = self.scores_of(model, inputs, aux_loss=coefficient > 0)
+        loss = self.loss(inputs, scores)
+        if scores.aux_loss is not None:
+            loss = loss + coefficient * scores.aux_loss / self.accumulation
+            self.metrics.mean("aux_loss", scores.aux_loss)
+        self._slice_metrics.flush(self.metrics)
+        return self.checked(loss)
+
     def training_step(
         self,
         model: nn.Module,
@@ -354,7 +369,7 @@ class OnlineTrainer(PromptTrainer):
         folder, rank = self._checkpoint_folder(trial), self.accelerator.process_index
         every = self.args.steps_per_generation * self.args.num_iterations
         kept = self._slices if self._micro_step % every else []
-        online_setup.save_rollouts(folder, rank, self._micro_step, kept, self.args)
+        save_rollouts(folder, rank, self._micro_step, kept, self.args)
 
     def _checkpoint_folder(self, trial: Any) -> Path:
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -364,6 +379,6 @@ class OnlineTrainer(PromptTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        found = online_setup.load_rollouts(Path(checkpoint), self.accelerator, self.args)
+        found = load_rollouts(Path(checkpoint), self.accelerator, self.args)
         if found is not None:  # else another library wrote it: begin with fresh answers
             self._micro_step, self._slices = found

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from datasets import IterableDataset
 from torch.utils.data import DataLoader
 
 from fastrl.train import online_setup
+from fastrl.train.batch import Batch
 from fastrl.train.experience import Experience
 from fastrl.train.online_config import OnlineConfig
 from fastrl.train.repeat import RepeatSampler, repeat_iterable_dataset
 from fastrl.train.trainer import Trainer
+
+Rows = list[dict[str, Any]]
+
+
+def as_they_are(rows: Rows) -> Rows:
+    """The collator: rows stay dicts until answers to their prompts have been drawn."""
+    return rows
+
+
+class Step(list[Rows]):
+    """The rows of an optimizer step; iterating over it draws the answers and gives its passes.
+
+    transformers restores the generators' states of a checkpoint between asking for an optimizer
+    step's batches and iterating over them, and what is drawn has to be drawn after that.
+    """
+
+    def __init__(self, batches: list[Rows], passes: Callable[[list[Rows]], list[Batch]]) -> None:
+        super().__init__(batches)
+        self._make = passes
+
+    def __iter__(self) -> Iterator[Any]:
+        """The passes, as many as there were batches."""
+        return iter(self._make(list(super().__iter__())))
 
 
 class PromptTrainer(Trainer):
