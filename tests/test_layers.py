@@ -21,8 +21,8 @@ FLOORS = {
     "train": 4,
     "algos": 5,
     "compat": 6,
-    "cli": 6,
-    "__main__": 7,
+    "cli": 7,
+    "__main__": 8,
 }
 FILE_LINES = 400
 COLUMNS = 100

@@ -37,7 +37,7 @@ def config_file(name: str) -> Path:
     )
 
 
-def _take(words: Sequence[str], flag: str) -> tuple[list[str], str | None]:
+def take(words: Sequence[str], flag: str) -> tuple[list[str], str | None]:
     """(the words without `flag VALUE`, the value). Raises ValueError if it has none."""
     rest: list[str] = []
     value = None
@@ -84,9 +84,9 @@ def separate(parser: Any, words: Sequence[str]) -> tuple[list[str], list[str], s
     Raises:
         ValueError: a flag or key that neither knows, with the closest one.
     """
-    words, named = _take(words, ACCELERATE_CONFIG)
+    words, named = take(words, ACCELERATE_CONFIG)
     from_file, rest = parser.unknown_strings(words)
-    from_file, named_in_file = _take(from_file, ACCELERATE_CONFIG)
+    from_file, named_in_file = take(from_file, ACCELERATE_CONFIG)
     if from_file or rest:
         known = _launcher_flags()
         for where, strings in (("--config file", from_file), ("command line", rest)):
@@ -152,7 +152,7 @@ def run(command: str, words: Sequence[str]) -> int:
     if launcher is None:
         module.main(*options)
         return 0
-    return _launch([*launcher, "--module", f"fastrl.cli.{command}", *own])
+    return launch([*launcher, "--module", f"fastrl.cli.{command}", *own])
 
 
 def _refuse_launcher_words(words: Sequence[str], given: Sequence[str]) -> None:
@@ -163,7 +163,8 @@ def _refuse_launcher_words(words: Sequence[str], given: Sequence[str]) -> None:
             raise ValueError(f"{word} belongs to the launcher, which has started this process")
 
 
-def _launch(words: Sequence[str]) -> int:
+def launch(words: Sequence[str]) -> int:
+    """Run `accelerate launch WORDS` and return its exit status."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     try:

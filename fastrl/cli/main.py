@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import fastrl
+from fastrl.cli import run
 
 # Modules with `HELP`, `add_arguments` and `run`, imported when the command line is read.
 TOOLS = {"env": "fastrl.cli.env", "plot": "fastrl.cli.plot"}
@@ -21,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in TRAINING:
         commands.add_parser(name, help=importlib.import_module(f"fastrl.cli.{name}").HELP)
+    commands.add_parser("run", help=run.HELP)
     for name, module_name in TOOLS.items():
         module = importlib.import_module(module_name)
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
@@ -33,8 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: the program's own) and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in TRAINING:
-        from fastrl.cli.launch import run
+        from fastrl.cli import launch
 
-        return run(words[0], words[1:])
+        return launch.run(words[0], words[1:])
+    if words and words[0] == "run":
+        return run.run(words[1:])
     options = _parser().parse_args(words)
     return options.act(options)
