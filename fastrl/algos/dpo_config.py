@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from fastrl.algos.dpo_losses import DIVERGENCES, LOSSES, OF_MARGIN
 from fastrl.legacy.dpo import DPO_FIELDS
 from fastrl.legacy.fields import accepts_legacy_fields
 from fastrl.train.config import require_choice
 from fastrl.train.preference_config import PreferenceConfig
+
+
+class FDivergenceType(StrEnum):
+    """The divergences that TRL up to 0.28 names so; each is the string that `DPOConfig` takes."""
+
+    REVERSE_KL = "reverse_kl"
+    JS_DIVERGENCE = "js_divergence"
+    ALPHA_DIVERGENCE = "alpha_divergence"
+
+
+class FDivergenceConstants:
+    """TRL 0.11's name for the coefficient of the alpha-divergence, and its default then."""
+
+    ALPHA_DIVERGENCE_COEF_KEY = "alpha_divergence_coef"
+    ALPHA_DIVERGENCE_COEF_DEFAULT = 1.0
 
 
 @accepts_legacy_fields(DPO_FIELDS)
@@ -56,6 +72,8 @@ class DPOConfig(PreferenceConfig):
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
+        if isinstance(self.f_divergence_type, FDivergenceType):
+            self.f_divergence_type = self.f_divergence_type.value
         super().__post_init__()
         for name in self.loss_type:
             require_choice("loss_type", name, tuple(LOSSES))

@@ -86,8 +86,9 @@ _NAMES = {
     "fastrl.train.moments": "RunningMoments",
     "fastrl.train.parser": "TrlParser init_zero_verbose",
     "fastrl.train.repeat": "RepeatSampler repeat_iterable_dataset",
-    "fastrl.train.script_arguments": """DatasetConfig DatasetMixtureConfig DPOScriptArguments
-        RewardScriptArguments ScriptArguments SFTScriptArguments get_dataset""",
+    "fastrl.train.script_arguments": "DatasetConfig DatasetMixtureConfig ScriptArguments get_dataset",
+    "fastrl.train.script_arguments_classic": """DPOScriptArguments DpoScriptArguments
+        RewardScriptArguments SFTScriptArguments SftScriptArguments""",
     "fastrl.train.seed": "set_seed",
     "fastrl.train.setup": "create_model_from_path",
     "fastrl.train.statistics": """WANDB_PADDING add_suffix average_torch_dicts convert_to_scalar

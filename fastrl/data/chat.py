@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -234,6 +235,23 @@ def prepare_multimodal_messages(
             message["content"] = blocks
         prepared.append(message)
     _fill(prepared, images)
+    return prepared
+
+
+def prepare_multimodal_messages_vllm(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages with images as vLLM reads them: blocks `{"type": "image_pil", "image_pil": …}`.
+
+    Other blocks and messages of plain text stay as they are; the messages given are not changed.
+    """
+    prepared = []
+    for message in messages:
+        message = copy.deepcopy(dict(message))
+        content = message.get("content")
+        for block in content if isinstance(content, list) else []:
+            if block["type"] == "image":
+                block["type"] = "image_pil"
+                block["image_pil"] = block.pop("image")
+        prepared.append(message)
     return prepared
 
 

@@ -148,3 +148,40 @@ def pack_dataset(
         **(map_kwargs or {}),
     )
     return _restore_format(packed, dataset, strategy)
+
+
+def _cut(table: pa.Table, max_length: int) -> pa.Table:
+    """Every list's first values."""
+    cut = [
+        pc.list_slice(column, 0, max_length)
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        else column
+        for column in table.columns
+    ]
+    return pa.Table.from_arrays(cut, names=table.column_names)
+
+
+def truncate_dataset(
+    dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict,
+    max_length: int,
+    map_kwargs: dict[str, Any] | None = None,
+) -> Dataset | IterableDataset | DatasetDict | IterableDatasetDict:
+    """Every list of every row without what exceeds `max_length`; other columns as they are.
+
+    Args:
+        dataset: rows, some of whose columns hold lists (`input_ids`, `labels`, …).
+        max_length: values that a list keeps, its first.
+        map_kwargs: more arguments of `dataset.map`, such as `num_proc`.
+
+    Raises:
+        ValueError: `max_length` is not positive.
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, not {max_length}")
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        parts = {k: truncate_dataset(part, max_length, map_kwargs) for k, part in dataset.items()}
+        return type(dataset)(parts)
+    cut = dataset.with_format("arrow").map(
+        _cut, batched=True, fn_kwargs={"max_length": max_length}, **(map_kwargs or {})
+    )
+    return _restore_format(cut, dataset, "wrapped")
