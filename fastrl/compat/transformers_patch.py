@@ -146,9 +146,7 @@ def _text_classification(module: ModuleType) -> None:
     def _sanitize_parameters(self: Any, return_all_scores: Any = None, **keywords: Any) -> Any:
         before, during, after = plain(self, **keywords)
         if return_all_scores is not None and "top_k" not in after:
-            _tell(
-                "pipeline: return_all_scores=True is top_k=None, which sorts by score; False is top_k=1"
-            )
+            _tell("pipeline: return_all_scores= is top_k=, which sorts the labels by score")
             after["top_k"] = None if return_all_scores else 1
         return before, during, after
 

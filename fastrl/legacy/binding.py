@@ -222,6 +222,7 @@ def accepts_legacy(table: LegacyInit, config: type) -> Callable[[_Class], _Class
             plain_init(self, **arguments)
 
         cls.__init__ = __init__
+        cls._legacy_init = (table, config)  # for those who rewrite calls
         if not hasattr(cls, "tokenizer"):
             cls.tokenizer = property(_processing_class, _set_processing_class)
         return cls
