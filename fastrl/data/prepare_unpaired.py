@@ -133,7 +133,7 @@ def prepare_unpaired(
 
     Args:
         dataset: `prompt`, `completion` and `label`, or pairs (see `prepare_preference`), texts or
-            messages; `tools` and `chat_template_kwargs` per row.
+            messages; `tools` and `chat_template_kwargs` per row. What this made comes back as it is.
         processing_class: tokenizer, or processor with one.
         args: a `KTOConfig`; read are max_length, loss_type, per_device_train_batch_size,
             desirable_weight, undesirable_weight, dataset_num_proc, remove_unused_columns.
@@ -149,6 +149,11 @@ def prepare_unpaired(
     """
     row = first_row(dataset, name)
     columns = column_names(dataset)
+    made = {"prompt_ids": TOKENS, "completion_ids": TOKENS, "label": Value("bool")}
+    if with_kl is None:
+        with_kl = args.loss_type == "kto"
+    if {*made, *(["KL_completion_ids"] if with_kl else [])} <= set(columns):
+        return dataset
     found = detect_format(columns, row, wanted=_KINDS)
     step = _UnpairedRows(
         processing_class=processing_class,
@@ -157,7 +162,6 @@ def prepare_unpaired(
         eos=None if found.conversational else eos_of(processing_class),
         max_length=args.max_length,
     )
-    made = {"prompt_ids": TOKENS, "completion_ids": TOKENS, "label": Value("bool")}
     kept = [column for column in _REFERENCE if column in columns]
     with main_process_first():
         prepared = map_rows(
@@ -170,7 +174,7 @@ def prepare_unpaired(
             fold=1 if found.kind == "unpaired_preference" else 2,
             lost=f"the prompt alone fills max_length={args.max_length} tokens",
         )
-        if args.loss_type == "kto" if with_kl is None else with_kl:
+        if with_kl:
             prepared = _rotated(prepared, args.per_device_train_batch_size, name)
     if name == "train" and isinstance(prepared, Dataset):
         _advise_weights(prepared, args)
