@@ -4,7 +4,7 @@ Offline, from a folder of GSM8K and a model made by sft.py (an SFT goes first wi
 
     python examples/scripts/grpo.py --dataset path/to/gsm8k --model runs/sft
 
-With a hub, whole or with an adapter:
+To see that it runs: --smoke. With a hub, whole or with an adapter:
 
     python examples/scripts/grpo.py --model_name_or_path Qwen/Qwen2-0.5B-Instruct \\
         --dataset_name trl-lib/DeepMath-103K --reward_funcs accuracy_reward \\
@@ -19,10 +19,13 @@ Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gsm8k
 import sft
+from command_line import Offline, Script
 from datasets import Dataset
 from gsm8k_rewards import answer_line, arithmetic, final, grounded, right_number
 
@@ -64,18 +67,18 @@ def prompts(rows: Dataset) -> Dataset:
     )
 
 
-def train_offline(
-    offline: gsm8k.Offline, args: GRPOConfig, model_args: ModelConfig
+def learn(
+    trainer_type: type, title: str, offline: Offline, args: Any, model_args: ModelConfig
 ) -> dict[str, tuple[float, float]]:
     """Solutions to the training problems, drawn and rewarded; test problems to judge by."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
     rows, test = gsm8k.problems(data, "train"), gsm8k.first(gsm8k.problems(data, "test"))
     # What never comes up cannot be rewarded, so the SFT before is as long as a run of its own.
     model = offline.model or sft.short(
-        offline.dataset, folder / "sft", args, most=sft.OFFLINE["max_steps"], times=8
+        offline, folder / "sft", args, most=sft.OFFLINE["max_steps"], times=8
     )
     args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
-    trainer = GRPOTrainer(
+    trainer = trainer_type(
         model=model,
         reward_funcs=list(REWARDS),
         args=args,
@@ -85,23 +88,25 @@ def train_offline(
         peft_config=get_peft_config(model_args),
     )
     questions = [row[0]["content"] for row in test["prompt"][:3]]
-    figures, samples = gsm8k.train_with_answers(trainer, FIGURES, questions)
+    figures, samples = gsm8k.train_with_answers(trainer, FIGURES, questions, offline.smoke)
     drawn = [key for key in FIGURES.values() if key != "rewards/right_number/mean"]
-    gsm8k.report(folder, "GRPO on GSM8K", figures, samples, [*drawn, "entropy"])
+    gsm8k.report(folder, f"{title} on GSM8K", figures, samples, [*drawn, "entropy"])
     return figures
 
 
+SCRIPT = Script(
+    GRPOTrainer,
+    GRPOConfig,
+    partial(learn, GRPOTrainer, "GRPO"),
+    __doc__,
+    OFFLINE,
+    options=RewardedArguments,
+    keywords=rewarded_arguments,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
-    return gsm8k.run(
-        GRPOTrainer,
-        GRPOConfig,
-        OFFLINE,
-        train_offline,
-        __doc__,
-        argv,
-        RewardedArguments,
-        rewarded_arguments,
-    )
+    return SCRIPT.run(argv)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
-from datasets.utils.logging import disable_progress_bar
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -28,13 +26,10 @@ from transformers import (
     Qwen2ForCausalLM,
     set_seed,
 )
-from transformers.utils.logging import disable_progress_bar as disable_loading_bar
 
-from fastrl import ModelConfig, RichProgressCallback, ScriptArguments, TrlParser
+from fastrl import ModelConfig, RichProgressCallback
 from fastrl.cli.curves import save_curves
 from fastrl.cli.plot import curves_of
-from fastrl.cli.training import fit, trainer_arguments
-from fastrl.train.script_arguments import DatasetMixtureConfig
 
 console = Console()
 TEMPLATE = (
@@ -49,108 +44,15 @@ SHAPE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+SMALL = {  # of a smoke run
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 HELD_OUT = 256  # rows to evaluate on, so that it takes seconds
 NEW_TOKENS = 160  # of a sample
-# What the offline runs of all scripts have in common.
-DEFAULTS = {
-    "max_length": 384,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.05,
-    "logging_steps": 0.02,
-    "eval_strategy": "steps",
-    "eval_steps": 0.6,
-    "save_strategy": "no",
-    "gradient_checkpointing": False,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
-
-
-# --------------------------------------------------------------------------- the command line
-@dataclass
-class Offline:
-    """Options of the runs that download nothing."""
-
-    dataset: str | None = field(
-        default=None, metadata={"help": "Folder of GSM8K: train on it and download nothing."}
-    )
-    model: str | None = field(
-        default=None,
-        metadata={"help": "Offline: folder of a model by sft.py to start from; unset: a new one."},
-    )
-
-
-def parse(
-    config: type,
-    defaults: Mapping[str, Any],
-    argv: Sequence[str] | None,
-    about: str,
-    script_type: type = ScriptArguments,
-) -> tuple[Any, ...]:
-    """(Offline, script_type, config, ModelConfig, DatasetMixtureConfig) of a command line.
-
-    Args:
-        config: the trainer's.
-        defaults: of an offline run, where they differ from those of the dataclasses.
-        argv: the words; None: the program's own.
-        about: a line for --help.
-        script_type: ScriptArguments, or with rewards.
-    """
-    types = (Offline, script_type, config, ModelConfig, DatasetMixtureConfig)
-    parser = TrlParser(types, description=about, usage="%(prog)s [options]")
-    words = list(sys.argv[1:] if argv is None else argv)
-    if any(word.split("=")[0] == "--dataset" for word in words):
-        parser.set_defaults_with_config(**DEFAULTS, **defaults)
-    try:
-        options = parser.parse_args_and_config(words)
-    except ValueError as error:
-        parser.error(str(error))
-    offline, script, _, model, mixture = options
-    if offline.dataset is None and offline.model is not None:
-        parser.error("--model is for --dataset FOLDER; with a hub it is --model_name_or_path")
-    if offline.dataset is not None:
-        for name, given in (
-            ("--model_name_or_path (use --model)", model.model_name_or_path),
-            ("--dataset_name", script.dataset_name),
-            ("datasets", mixture.datasets),
-            ("--reward_funcs", getattr(script, "reward_funcs", None)),
-            ("--reward_model_name_or_path", getattr(script, "reward_model_name_or_path", None)),
-        ):
-            if given:
-                parser.error(f"--dataset FOLDER has all it needs: leave out {name}")
-        disable_progress_bar()
-        disable_loading_bar()
-    return options
-
-
-def run(
-    trainer: type,
-    config: type,
-    defaults: Mapping[str, Any],
-    train_offline: Callable[[Offline, Any, ModelConfig], dict[str, tuple[float, float]]],
-    about: str,
-    argv: Sequence[str] | None,
-    script_type: type = ScriptArguments,
-    keywords: Callable[..., dict[str, Any]] = trainer_arguments,
-) -> dict[str, tuple[float, float]] | None:
-    """What a script does: `train_offline` with --dataset FOLDER, else the trainer on hub names.
-
-    The arguments are those of `parse`, `about` the script's docstring, and `keywords` makes the
-    trainer's out of the options.
-    """
-    offline, script_args, training_args, model_args, mixture = parse(
-        config, defaults, argv, about.split("\n")[0], script_type
-    )
-    if offline.dataset is not None:
-        return train_offline(offline, training_args, model_args)
-    arguments = keywords(script_args, training_args, model_args, mixture)
-    fit(trainer(**arguments), script_args)
-    return None
-
-
-def loading(model_args: ModelConfig) -> dict[str, Any]:
-    """Keywords of `from_pretrained` that the model options stand for."""
-    return {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
 
 
 # --------------------------------------------------------------------------- the data
@@ -159,6 +61,14 @@ def read(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise SystemExit(f"{file} is missing: --dataset names the folder of GSM8K's .jsonl files")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def once(make: Callable[[], None]) -> None:
+    """Call it on the main process; the others wait until it is done."""
+    state = PartialState()
+    if state.is_main_process:
+        make()
+    state.wait_for_everyone()
 
 
 def asked(question: str) -> list[dict[str, str]]:
@@ -256,28 +166,37 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(folder: Path, rows: Dataset, seed: int) -> str:
+def new_model(folder: Path, rows: Dataset, seed: int, small: bool = False) -> str:
     """A tokenizer learnt from the rows and an untrained Qwen2 of four layers × 192, saved."""
-    texts = [row[part][0]["content"] for row in rows for part in ("prompt", "completion")]
-    tokenizer = train_tokenizer(texts)
+
+    def make() -> None:
+        texts = [row[part][0]["content"] for row in rows for part in ("prompt", "completion")]
+        tokenizer = train_tokenizer(texts)
+        config = Qwen2Config(
+            vocab_size=len(tokenizer),
+            **(SMALL if small else SHAPE),
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        Qwen2ForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
     set_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        **SHAPE,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    once(make)
     return str(folder)
 
 
 # --------------------------------------------------------------------------- a run
+def loading(model_args: ModelConfig) -> dict[str, Any]:
+    """Keywords of `from_pretrained` that the model options stand for."""
+    return {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+
+
 @torch.no_grad()
-def answers(trainer: Any, questions: list[str]) -> list[str]:
+def answers(trainer: Any, questions: list[str], tokens: int) -> list[str]:
     """A solution to each, sampled at temperature 0.7; the noise is the same at every call."""
     tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
     was_training = model.training
@@ -290,7 +209,7 @@ def answers(trainer: Any, questions: list[str]) -> list[str]:
                 asked(question), add_generation_prompt=True, return_dict=True, return_tensors="pt"
             ).to(model.device)
             made = model.generate(
-                **ids, do_sample=True, temperature=0.7, top_k=0, max_new_tokens=NEW_TOKENS
+                **ids, do_sample=True, temperature=0.7, top_k=0, max_new_tokens=tokens
             )
             texts.append(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], True))
     model.train(was_training)
@@ -301,7 +220,7 @@ def train(trainer: Any, names: Mapping[str, str]) -> dict[str, tuple[float, floa
     """Train with a progress bar and save.
 
     Args:
-        trainer: any of the four.
+        trainer: any of them.
         names: what to call a metric -> the metric.
 
     Returns:
@@ -316,12 +235,13 @@ def train(trainer: Any, names: Mapping[str, str]) -> dict[str, tuple[float, floa
 
 
 def train_with_answers(
-    trainer: Any, names: Mapping[str, str], questions: list[str]
+    trainer: Any, names: Mapping[str, str], questions: list[str], smoke: bool = False
 ) -> tuple[dict[str, tuple[float, float]], list[dict[str, str]]]:
     """(figures as `train` gives them, the model's answers to some questions before and after)."""
-    texts_before = answers(trainer, questions)
+    tokens = 8 if smoke else NEW_TOKENS
+    texts_before = answers(trainer, questions, tokens)
     figures = train(trainer, names)
-    texts = zip(questions, texts_before, answers(trainer, questions), strict=True)
+    texts = zip(questions, texts_before, answers(trainer, questions, tokens), strict=True)
     return figures, [{"problem": q, "before": old, "after": new} for q, old, new in texts]
 
 
@@ -356,6 +276,8 @@ def report(
     for sample in samples:
         lines += [f"\n{heading}:\n```\n{shortened(text)}\n```" for heading, text in sample.items()]
     text = "\n".join(lines) + "\n"
+    if not PartialState().is_main_process:
+        return
     (folder / "report.md").write_text(text, encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     try:

@@ -4,7 +4,7 @@ Offline, from a folder of GSM8K and a model made by sft.py (a short SFT goes fir
 
     python examples/scripts/kto.py --dataset path/to/gsm8k --model runs/sft
 
-With a hub, whole or with an adapter:
+To see that it runs: --smoke. With a hub, whole or with an adapter:
 
     python examples/scripts/kto.py --model_name_or_path trl-lib/qwen1.5-1.8b-sft \\
         --dataset_name trl-lib/kto-mix-14k --learning_rate 5e-7 --output_dir kto-aligned-model
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import gsm8k
 import sft
+from command_line import Offline, Script
 
 from fastrl import KTOConfig, KTOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
@@ -41,12 +42,12 @@ FIGURES = {
 
 
 def train_offline(
-    offline: gsm8k.Offline, args: KTOConfig, model_args: ModelConfig
+    offline: Offline, args: KTOConfig, model_args: ModelConfig
 ) -> dict[str, tuple[float, float]]:
     """Solutions one by one, each marked right or wrong."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
     rows, held_out = gsm8k.solved(data)
-    model = offline.model or sft.short(offline.dataset, folder / "sft", args)
+    model = offline.model or sft.short(offline, folder / "sft", args)
     args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
     trainer = KTOTrainer(
         model=model,
@@ -57,14 +58,17 @@ def train_offline(
         peft_config=get_peft_config(model_args),
     )
     questions = [row["question"] for row in held_out[:3]]
-    figures, samples = gsm8k.train_with_answers(trainer, FIGURES, questions)
+    figures, samples = gsm8k.train_with_answers(trainer, FIGURES, questions, offline.smoke)
     drawn = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
     gsm8k.report(folder, "KTO on solutions to GSM8K", figures, samples, drawn)
     return figures
 
 
+SCRIPT = Script(KTOTrainer, KTOConfig, train_offline, __doc__, OFFLINE)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
-    return gsm8k.run(KTOTrainer, KTOConfig, OFFLINE, train_offline, __doc__, argv)
+    return SCRIPT.run(argv)
 
 
 if __name__ == "__main__":

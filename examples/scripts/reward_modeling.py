@@ -4,12 +4,15 @@ Offline, from a folder of GSM8K and a model made by sft.py (a short SFT goes fir
 
     python examples/scripts/reward_modeling.py --dataset path/to/gsm8k --model runs/sft
 
-With a hub, whole or with an adapter:
+To see that it runs: --smoke. With a hub, whole or with an adapter:
 
     python examples/scripts/reward_modeling.py --model_name_or_path Qwen/Qwen2-0.5B-Instruct \\
         --dataset_name trl-lib/ultrafeedback_binarized --learning_rate 1e-5 --output_dir Qwen2-RM
     python examples/scripts/reward_modeling.py --model_name_or_path Qwen/Qwen2-0.5B-Instruct \\
         --dataset_name trl-lib/ultrafeedback_binarized --use_peft --lora_task_type SEQ_CLS
+
+Flags of the script of TRL 0.7.4 (--model_name --reward_config.learning_rate --peft_config.r …) work
+too, and bring its defaults.
 
 Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir.
 """
@@ -23,6 +26,7 @@ from typing import Any
 import gsm8k
 import sft
 import torch
+from command_line import Offline, Script
 
 from fastrl import (
     ModelConfig,
@@ -39,6 +43,21 @@ OFFLINE = {
     "per_device_eval_batch_size": 16,
     "learning_rate": 3e-4,
     "center_rewards_coefficient": 0.01,
+}
+FIRST = {  # what the script of TRL 0.7.4 did unless told otherwise
+    "model_name_or_path": "facebook/opt-350m",
+    "dataset_name": "Anthropic/hh-rlhf",
+    "output_dir": "output",
+    "learning_rate": 1.41e-5,
+    "per_device_train_batch_size": 64,
+    "gradient_accumulation_steps": 16,
+    "max_length": 512,
+    "num_train_epochs": 1,
+    "logging_steps": 500,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "lora_r": 16,
+    "lora_alpha": 16,
+    "lora_task_type": "SEQ_CLS",
 }
 FIGURES = {
     "a person's solution against a wrong one: accuracy": "person_accuracy",
@@ -68,12 +87,12 @@ def rewards(trainer: RewardTrainer, rows: Any) -> list[tuple[float, float]]:
 
 
 def train_offline(
-    offline: gsm8k.Offline, args: RewardConfig, model_args: ModelConfig
+    offline: Offline, args: RewardConfig, model_args: ModelConfig
 ) -> dict[str, tuple[float, float]]:
     """Right solutions against wrong ones to the same problem."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
     rows, held_out = gsm8k.solved(data)
-    model = offline.model or sft.short(offline.dataset, folder / "sft", args)
+    model = offline.model or sft.short(offline, folder / "sft", args)
     args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
     trainer = RewardTrainer(
         model=model,
@@ -98,8 +117,11 @@ def train_offline(
     return figures
 
 
+SCRIPT = Script(RewardTrainer, RewardConfig, train_offline, __doc__, OFFLINE, FIRST)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
-    return gsm8k.run(RewardTrainer, RewardConfig, OFFLINE, train_offline, __doc__, argv)
+    return SCRIPT.run(argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Offline scripts (SFT, DPO, KTO, reward models, GRPO): flags, a few steps, learning on GSM8K."""
+"""Offline scripts (SFT, DPO, KTO, reward models, GRPO, RLOO): a few steps, learning on GSM8K."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "examples" / "scripts"
-NAMES = ("sft", "dpo", "kto", "reward_modeling", "grpo")
+NAMES = ("sft", "dpo", "kto", "reward_modeling", "grpo", "rloo")
 GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 
 
@@ -20,39 +21,20 @@ GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 def scripts(monkeypatch):
     """The scripts as modules by name, with a model small enough for a test."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import dpo
-    import grpo
     import gsm8k
-    import kto
-    import reward_modeling
-    import sft
 
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    monkeypatch.setattr(gsm8k, "SHAPE", gsm8k.SHAPE | small)
+    monkeypatch.setattr(gsm8k, "SHAPE", gsm8k.SMALL)
     monkeypatch.setattr(gsm8k, "VOCABULARY", 300)
     monkeypatch.setattr(gsm8k, "NEW_TOKENS", 4)
-    return {"sft": sft, "dpo": dpo, "kto": kto, "reward_modeling": reward_modeling, "grpo": grpo}
+    return {name: importlib.import_module(name) for name in NAMES}
 
 
 @pytest.fixture
-def sums(tmp_path):
+def sums(scripts, tmp_path):
     """A folder of GSM8K's files with made-up sums; every problem has right and wrong solutions."""
-    folder = tmp_path / "sums"
-    folder.mkdir()
-    solved = []
-    for number in range(3, 15):
-        question = f"Ann has {number} pens and buys 2. How many has she?"
-        solution = f"She has {number}+2=<<{number}+2={number + 2}>>{number + 2}."
-        solved.append({"question": question, "answer": f"{solution}\n#### {number + 2}"})
-    for split in ("train", "test"):
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, solved)))
-    rows = []
-    for number, row in enumerate(solved, 3):
-        texts = {f"model {n}": f"It is {number + n}.\nA: {number + n}" for n in range(1, 4)}
-        marks = {name: {"solution": t, "is_correct": name[-1] == "2"} for name, t in texts.items()}
-        rows.append({"question": row["question"], "ground_truth": row["answer"], **marks})
-    (folder / "model_solutions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
+    import made_up
+
+    return Path(made_up.sums(tmp_path / "sums"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,17 +68,17 @@ def test_rows_are_split_by_problem(scripts, sums):
     train, held_out = gsm8k.solved(sums)
     assert (len(train), len(held_out)) == (10, 2)
     assert not {row["question"] for row in train} & {row["question"] for row in held_out}
-    assert len(gsm8k.pairs(train)) == 10 * (1 + 1) * 2
+    assert len(gsm8k.pairs(train)) == 10 * (1 + 1) * 3
     held_out_pairs = gsm8k.pairs_by_writer(held_out)
     assert {writer: len(pairs) for writer, pairs in held_out_pairs.items()} == dict.fromkeys(
-        ("person", "models"), 4
+        ("person", "models"), 6
     )
     for pair in gsm8k.pairs(train):
         answer = int(pair["prompt"][0]["content"].split()[2]) + 2
         assert pair["chosen"][0]["content"].endswith(f" {answer}")
         assert not pair["rejected"][0]["content"].endswith(f" {answer}")
     marked = gsm8k.marked(train)
-    assert (sum(marked["label"]), len(marked)) == (20, 40)
+    assert (sum(marked["label"]), len(marked)) == (20, 50)
     assert gsm8k.problems(sums, "train")[0]["completion"][0]["content"].endswith("\nA: 5")
 
 
@@ -124,6 +106,8 @@ def test_a_few_steps_of_each(scripts, sums, tmp_path):
     assert (tmp_path / "reward_modeling" / "sft" / "model.safetensors").exists()
     lengths = run("grpo", *model, "--num_generations", "2", "--max_completion_length", "6")
     assert max(lengths["tokens of a solution"]) <= 6
+    lengths = run("rloo", *model, "--num_generations", "2", "--max_completion_length", "5")
+    assert max(lengths["tokens of a solution"]) <= 5
     logged = json.loads((tmp_path / "grpo" / "log.jsonl").read_text().splitlines()[0])
     assert {"eval_rewards/grounded/mean", "eval_rewards/right_number/mean"} <= logged.keys()
 
