@@ -36,7 +36,8 @@ _NAMES = {
         is_rich_available is_sklearn_available is_torch_greater_2_0 is_torchvision_available
         is_transformers_greater_than is_unsloth_available is_uvicorn_available
         is_vllm_ascend_available is_vllm_available is_wandb_available is_weave_available
-        is_xpu_available TRLExperimentalWarning OptionalDependencyNotAvailable strtobool""",
+        is_xpu_available TRLExperimentalWarning OptionalDependencyNotAvailable
+        LIGER_KERNEL_MIN_VERSION strtobool suppress_experimental_warning suppress_warning""",
     "fastrl.data.chat": """apply_chat_template maybe_apply_chat_template
         prepare_multimodal_messages prepare_multimodal_messages_vllm""",
     "fastrl.data.chat_setup": """clone_chat_template setup_chat_format ChatMlSpecialTokens""",
@@ -51,7 +52,10 @@ _NAMES = {
     "fastrl.data.formatting": """conversations_formatting_function
         get_formatting_func_from_dataset instructions_formatting_function""",
     "fastrl.data.masks": "is_chat_template_stop_token_trained",
-    "fastrl.data.packing": "pack_dataset truncate_dataset",
+    "fastrl.data.packing": "pack_dataset pack_examples truncate_dataset",
+    "fastrl.data.padding": """add_bos_token_if_needed add_eos_token_if_needed
+        decode_and_strip_padding first_true_indices flush_left flush_right pad pad_to_length
+        truncate_response truncate_right""",
     "fastrl.data.response_schema": "add_response_schema parse_response",
     "fastrl.data.templates": """has_generation_markers is_chat_template_prefix_preserving
         supports_tool_calling""",
@@ -61,8 +65,10 @@ _NAMES = {
     "fastrl.models.value_head": """AutoModelForCausalLMWithValueHead
         AutoModelForSeq2SeqLMWithValueHead SUPPORTED_ARCHITECTURES ValueHead""",
     "fastrl.models.wrapper": "PreTrainedModelWrapper",
-    "fastrl.ops.classic": """clip_by_value entropy_from_logits logprobs_from_logits masked_mean
-        masked_var masked_whiten pad_to_size randn_tensor whiten""",
+    "fastrl.ops.classic": """cap_exp clip_by_value entropy_from_logits get_exp_cap
+        logprobs_from_logits masked_mean masked_var masked_whiten nanmax nanmin nanstd pad_to_size
+        randn_tensor selective_log_softmax selective_log_softmax_and_entropy
+        top_k_top_p_filtering whiten""",
     "fastrl.rewards.accuracy": """accuracy_reward get_cosine_scaled_reward
         reasoning_accuracy_reward""",
     "fastrl.rewards.format": "think_format_reward",
@@ -86,7 +92,8 @@ _NAMES = {
     "fastrl.train.moments": "RunningMoments",
     "fastrl.train.parser": "TrlParser init_zero_verbose",
     "fastrl.train.repeat": "RepeatSampler repeat_iterable_dataset",
-    "fastrl.train.script_arguments": "DatasetConfig DatasetMixtureConfig ScriptArguments get_dataset",
+    "fastrl.train.script_arguments": """DatasetConfig DatasetMixtureConfig ScriptArguments
+        get_dataset""",
     "fastrl.train.script_arguments_classic": """DPOScriptArguments DpoScriptArguments
         RewardScriptArguments SFTScriptArguments SftScriptArguments""",
     "fastrl.train.seed": "set_seed",

@@ -9,22 +9,6 @@ from collections.abc import Mapping
 
 from fastrl.compat.homes import HOMES
 
-_TRAINERS = {
-    "dpo": "DPO",
-    "grpo": "GRPO",
-    "kto": "KTO",
-    "online_dpo": "OnlineDPO",
-    "ppo": "PPO",
-    "ppov2": "PPOv2",
-    "reward": "Reward",
-    "rloo": "RLOO",
-    "sft": "SFT",
-}
-_CORE = """LengthSampler PPODecorators WANDB_PADDING add_suffix average_torch_dicts clip_by_value
-    convert_to_scalar entropy_from_logits flatten_dict logprobs_from_logits masked_mean masked_var
-    masked_whiten pad_to_size randn_tensor respond_to_batch set_seed stack_dicts stats_to_np
-    whiten"""
-
 _TOP = """AdaptiveKLController add_response_schema AllTrueJudge apply_chat_template
     AutoModelForCausalLMWithValueHead AutoModelForSeq2SeqLMWithValueHead BaseBinaryJudge BaseJudge
     BasePairwiseJudge BaseRankJudge BEMACallback BestOfNSampler clone_chat_template
@@ -49,20 +33,129 @@ _TOP = """AdaptiveKLController add_response_schema AllTrueJudge apply_chat_templ
     supports_tool_calling SyncRefModelCallback TextEnvironment TextHistory TrlParser
     truncate_dataset unpair_preference_dataset WeaveCallback WinRateCallback"""
 
+_CORE = """LengthSampler PPODecorators WANDB_PADDING add_suffix average_torch_dicts clip_by_value
+    convert_to_scalar entropy_from_logits flatten_dict logprobs_from_logits masked_mean masked_var
+    masked_whiten pad_to_size randn_tensor respond_to_batch set_seed stack_dicts stats_to_np
+    top_k_top_p_filtering whiten"""
+_COLUMNS = "get_dataset_column_names=fastrl.data.formats:column_names"
+_DATA = f"""{_COLUMNS} apply_chat_template extract_prompt is_conversational
+    is_conversational_from_value maybe_apply_chat_template maybe_convert_to_chatml
+    maybe_extract_prompt maybe_unpair_preference_dataset pack_dataset pack_examples
+    prepare_multimodal_messages prepare_multimodal_messages_vllm truncate_dataset
+    unpair_preference_dataset"""
+_CHAT = """add_response_schema clone_chat_template get_training_chat_template
+    has_generation_markers is_chat_template_prefix_preserving is_chat_template_stop_token_trained
+    parse_response supports_tool_calling"""
+_SCRIPTS = """DPOScriptArguments DatasetConfig DatasetMixtureConfig DpoScriptArguments
+    RewardScriptArguments SFTScriptArguments ScriptArguments SftScriptArguments TrlParser
+    get_dataset init_zero_verbose"""
+_JUDGES = """AllTrueJudge BaseBinaryJudge BaseJudge BasePairwiseJudge BaseRankJudge
+    HfPairwiseJudge OpenAIPairwiseJudge PairRMJudge RandomPairwiseJudge RandomRankJudge"""
+_CALLBACKS = """BEMACallback LogCompletionsCallback MergeModelCallback RichProgressCallback
+    SyncRefModelCallback WeaveCallback WinRateCallback"""
+_VALUE_HEADS = "AutoModelForCausalLMWithValueHead AutoModelForSeq2SeqLMWithValueHead ValueHead"
+_FORMATTING = """conversations_formatting_function get_formatting_func_from_dataset
+    instructions_formatting_function"""
+_UTILS = """AdaptiveKLController ConstantLengthDataset DataCollatorForCompletionOnlyLM
+    DPODataCollatorWithPadding FixedKLController RepeatSampler RewardDataCollatorWithPadding
+    RunningMoments add_bos_token_if_needed add_eos_token_if_needed cap_exp
+    create_model_from_path decode_and_strip_padding entropy_from_logits first_true_indices
+    flush_left flush_right get_exp_cap get_kbit_device_map get_peft_config
+    get_quantization_config nanmax nanmin nanstd pad pad_to_length repeat_iterable_dataset
+    selective_log_softmax selective_log_softmax_and_entropy truncate_response truncate_right"""
+
+# Algorithm -> the first word of its classes; `trainer.<algorithm>_trainer` and `_config` have them.
+_ALGORITHMS = {
+    "dpo": "DPO",
+    "grpo": "GRPO",
+    "iterative_sft": "IterativeSFT",
+    "kto": "KTO",
+    "online_dpo": "OnlineDPO",
+    "ppo": "PPO",
+    "ppov2": "PPOv2",
+    "reward": "Reward",
+    "rloo": "RLOO",
+    "sft": "SFT",
+}
+# What those modules have beside the trainer.
+_BESIDE = {
+    "dpo": "DataCollatorForPreference=fastrl.data.collate_preference:DataCollatorForPreference",
+    "grpo": "RepeatSampler nanmax nanmin nanstd",
+    "kto": "DataCollatorForUnpairedPreference",
+    "reward": "DataCollatorForPreference=fastrl.data.collate_reward:DataCollatorForPreference",
+    "sft": f"DataCollatorForLanguageModeling {_COLUMNS}",
+}
+# `experimental.ppo` never had another form.
+_PPO_CONFIG = "PPOConfig=PPOTrainConfig"
+_PPO_TRAINER = "PPOTrainer=PPOv2Trainer"
+
 # Path below the root -> names, each "name" (at its home), "name=other" or "name=module:attribute".
 _PATHS: dict[str, str] = {
     "": _TOP,
+    "chat_template_utils": _CHAT,
+    "commands": "",
+    "commands.cli": "main",
+    "commands.cli_utils": _SCRIPTS,
+    "commands.utils": _SCRIPTS,
     "core": _CORE,
+    "data_utils": _DATA,
+    "env_utils": "strtobool",
     "environment": "TextEnvironment TextHistory",
     "environment.base_environment": "StringStoppingCriteria TextEnvironment TextHistory",
-    "trainer": "PPOTrainer PPOConfig",
-    "trainer.utils": "AdaptiveKLController FixedKLController RunningMoments",
-    **{f"trainer.{name}_trainer": f"{title}Trainer" for name, title in _TRAINERS.items()},
-    **{f"trainer.{name}_config": f"{title}Config" for name, title in _TRAINERS.items()},
-    "models": "setup_chat_format",
-    "models.modeling_value_head": """AutoModelForCausalLMWithValueHead
-        AutoModelForSeq2SeqLMWithValueHead ValueHead""",
+    "experimental": "",
+    "experimental.judges": _JUDGES,
+    "experimental.judges.judges": _JUDGES,
+    "experimental.kto": "KTOConfig KTOTrainer",
+    "experimental.merge_model_callback": "MergeModelCallback",
+    "experimental.online_dpo": "OnlineDPOConfig OnlineDPOTrainer",
+    "experimental.online_dpo.online_dpo_config": "OnlineDPOConfig",
+    "experimental.online_dpo.online_dpo_trainer": "OnlineDPOTrainer",
+    "experimental.ppo": f"{_PPO_CONFIG} {_PPO_TRAINER} PreTrainedModelWrapper {_VALUE_HEADS}",
+    "experimental.ppo.modeling_value_head": f"PreTrainedModelWrapper {_VALUE_HEADS}",
+    "experimental.ppo.ppo_config": _PPO_CONFIG,
+    "experimental.ppo.ppo_trainer": f"{_PPO_TRAINER} masked_mean masked_var masked_whiten",
+    "experimental.utils": """DPODataCollatorWithPadding add_bos_token_if_needed
+        add_eos_token_if_needed create_reference_model first_true_indices pad_to_length
+        truncate_dataset truncate_right""",
+    "experimental.winrate_callback": "WinRateCallback",
+    "extras": "BestOfNSampler",
+    "extras.best_of_n_sampler": "BestOfNSampler",
+    "extras.dataset_formatting": _FORMATTING,
+    "import_utils": " ".join(n for n in HOMES if HOMES[n] == "fastrl.compat.availability"),
+    "models": f"""{_VALUE_HEADS} PreTrainedModelWrapper SUPPORTED_ARCHITECTURES
+        clone_chat_template create_reference_model setup_chat_format
+        unwrap_model_for_generation""",
+    "models.modeling_base": "PreTrainedModelWrapper create_reference_model",
+    "models.modeling_value_head": f"{_VALUE_HEADS} PreTrainedModelWrapper",
+    "models.utils": """ChatMlSpecialTokens SUPPORTED_ARCHITECTURES clone_chat_template
+        create_reference_model setup_chat_format unwrap_model_for_generation""",
+    "rewards": """accuracy_reward get_cosine_scaled_reward get_repetition_penalty_reward
+        get_soft_overlong_punishment reasoning_accuracy_reward think_format_reward""",
+    "rewards.accuracy_rewards": """accuracy_reward get_cosine_scaled_reward
+        reasoning_accuracy_reward""",
+    "rewards.format_rewards": "think_format_reward",
+    "rewards.other_rewards": "get_repetition_penalty_reward get_soft_overlong_punishment",
+    "scripts": _SCRIPTS,
+    **{
+        f"scripts.{name}": f"main=fastrl.cli.{name}:main make_parser=fastrl.cli.{name}:make_parser"
+        for name in ("dpo", "grpo", "kto", "reward", "rloo", "sft")
+    },
+    "scripts.utils": _SCRIPTS,
+    "trainer": f"""{_CALLBACKS} {_JUDGES} AdaptiveKLController ConstantLengthDataset
+        DataCollatorForCompletionOnlyLM FDivergenceConstants FDivergenceType FixedKLController
+        ModelConfig RunningMoments get_kbit_device_map get_peft_config get_quantization_config
+        {" ".join(f"{a}Config {a}Trainer" for a in _ALGORITHMS.values())}""",
+    **{
+        f"trainer.{name}_trainer": f"{title}Trainer {_BESIDE.get(name, '')}"
+        for name, title in _ALGORITHMS.items()
+    },
+    **{f"trainer.{name}_config": f"{title}Config" for name, title in _ALGORITHMS.items()},
+    "trainer.callbacks": _CALLBACKS,
+    "trainer.judges": _JUDGES,
+    "trainer.model_config": "ModelConfig",
+    "trainer.utils": _UTILS,
 }
+_PATHS["trainer.dpo_config"] += " FDivergenceConstants FDivergenceType"
 
 
 def _rows(names: str) -> dict[str, str]:

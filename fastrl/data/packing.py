@@ -150,6 +150,22 @@ def pack_dataset(
     return _restore_format(packed, dataset, strategy)
 
 
+def pack_examples(examples: dict[str, list[list[Any]]], seq_length: int) -> dict[str, list[list]]:
+    """The rows of each column in one stream, cut every `seq_length` values; the last is the rest.
+
+    Raises:
+        ValueError: `seq_length` is not positive.
+    """
+    if seq_length < 1:
+        raise ValueError(f"seq_length must be at least 1, not {seq_length}")
+    packed = {}
+    for name, rows in examples.items():
+        stream = [value for row in rows for value in row]
+        starts = range(0, len(stream), seq_length)
+        packed[name] = [stream[start : start + seq_length] for start in starts]
+    return packed
+
+
 def _cut(table: pa.Table, max_length: int) -> pa.Table:
     """Every list's first values."""
     cut = [
