@@ -9,18 +9,19 @@ With a hub, the models and data of TRL's example:
     python examples/scripts/ppo.py --log_with wandb --use_score_scaling --score_clip 0.5
     python examples/scripts/ppo.py --ppo_config.model_name gpt2-xl --ppo_config.mini_batch_size 1
 
-Writes log.jsonl, curves.png, report.md and the tuned model to --output_dir.
+Writes log.jsonl, curves.png, report.md, summary.json and the tuned model to --output_dir.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from command_line import parse
@@ -29,6 +30,7 @@ from sentiment_offline import (
     console,
     diversity,
     judge_positive,
+    kept_language_model,
     read_reviews,
     train_classifier,
     train_language_model,
@@ -66,6 +68,9 @@ class Options:
     output_dir: str = "runs/sentiment"
     max_steps: int | None = None  # PPO steps; None: 80 offline, one epoch with a hub
     lm_epochs: int = 4  # offline: epochs of the language model
+    family: Literal["gpt2", "falcon", "llama"] = "gpt2"  # offline: what the language model is
+    cache_dir: str | None = None  # offline: keeps trained language models for the next run
+    model_seed: int | None = None  # offline: of language model and classifiers; None: --seed
     smoke: bool = False  # offline: a few sentences and steps, to see that it runs
     use_seq2seq: bool = False
     use_peft: bool = False
@@ -111,15 +116,26 @@ def offline_task(options: Options, seed: int) -> Task:
     tokenizer = train_tokenizer(texts)
     epochs = 1 if options.smoke else options.lm_epochs
     held_out = [review.text for review in splits.held_out]
+    given = (tokenizer, texts, seed, epochs, options.family)
+    folder = options.cache_dir
+    model = kept_language_model(Path(folder), *given) if folder else train_language_model(*given)
     return Task(
         tokenizer=tokenizer,
-        model=train_language_model(tokenizer, texts, seed, epochs),
+        model=model,
         rows=make_rows(tokenizer, texts, 2, 6),
         test_rows=make_rows(tokenizer, held_out[:256], 2, 6),
         score=lambda replies: rewarder(replies).tolist(),
         judge=lambda replies: judge_positive(judging, replies),
         new_tokens=20,
     )
+
+
+def refuse_offline_options(options: Options) -> None:
+    """Exit if an option is given that only the offline task has."""
+    plain = Options()
+    for name in ("family", "cache_dir", "model_seed", "lm_epochs"):
+        if getattr(options, name) != getattr(plain, name):
+            raise SystemExit(f"--{name} is of the offline task: give --dataset too")
 
 
 def hub_task(config: PPOConfig, options: Options) -> Task:
@@ -263,10 +279,13 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         raise SystemExit(
             "--use_seq2seq needs an encoder-decoder: give --model_name and no --dataset"
         )
+    if not offline:
+        refuse_offline_options(options)
     set_seed(config.seed)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    task = offline_task(options, config.seed) if offline else hub_task(config, options)
+    model_seed = config.seed if options.model_seed is None else options.model_seed
+    task = offline_task(options, model_seed) if offline else hub_task(config, options)
     trainer = PPOTrainer(
         config,
         make_model(task, options),
@@ -277,11 +296,16 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     before, texts_before = evaluate(trainer, task)
     default_steps = 2 if options.smoke else 80 if offline else len(trainer.dataloader)
     steps = options.max_steps or default_steps
+    start = time.perf_counter()
     history = train(trainer, task, steps, folder / "log.jsonl")
+    seconds = time.perf_counter() - start
     after, texts_after = evaluate(trainer, task)
     trainer.save_pretrained(folder / "checkpoint")
-    text = report(before, after, (texts_before, texts_after), history[-1]["objective/kl"])
+    kl = history[-1]["objective/kl"]
+    text = report(before, after, (texts_before, texts_after), kl)
     (folder / "report.md").write_text(text)
+    summary = {"before": before, "after": after, "kl": kl, "ppo_seconds": seconds}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     panels = {
         "reward (logit of “positive”)": "reward",
         "KL to the starting model (nats a row)": "objective/kl",

@@ -1,27 +1,40 @@
 """The sentiment task from a folder of labelled sentences: nothing is downloaded.
 
 A folder holds `*.pos` and `*.neg`, one sentence a line (e.g. the film reviews of Pang & Lee 2005).
-From them come a tokenizer, a small GPT-2 that writes such sentences, the classifier that PPO is
-rewarded by, and a judge: a second classifier of the same kind, trained on other sentences, that PPO
-never sees.
+From them come a tokenizer, a small language model that writes such sentences (a GPT-2, a Falcon
+with ALiBi or a Llama), the classifier that PPO is rewarded by, and a judge: a second classifier of
+the same kind, trained on other sentences, that PPO never sees.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 console = Console()
 BUCKETS = 1 << 17  # hashed features of a classifier
+WIDTH, LAYERS, HEADS, LONGEST = 128, 4, 4, 96  # of a language model
 
 
 @dataclass(frozen=True)
@@ -128,25 +141,44 @@ def train_tokenizer(texts: list[str], vocabulary: int = 4096) -> PreTrainedToken
     )
 
 
+def _gpt2(common: dict[str, Any]) -> PreTrainedConfig:
+    sizes = {"n_positions": LONGEST, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+    return GPT2Config(**common, **sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+
+
+def _falcon(common: dict[str, Any]) -> PreTrainedConfig:
+    """In the manner of falcon-rw: ALiBi in place of positions, a key and a value for each head."""
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    manner = {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
+    return FalconConfig(**common, **sizes, **manner, max_position_embeddings=LONGEST)
+
+
+def _llama(common: dict[str, Any]) -> PreTrainedConfig:
+    """Its three matrices of a gated layer are together as large as the others' two."""
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    sizes |= {"intermediate_size": 8 * WIDTH // 3, "max_position_embeddings": LONGEST}
+    return LlamaConfig(**common, **sizes, tie_word_embeddings=True)
+
+
+FAMILIES = {"gpt2": _gpt2, "falcon": _falcon, "llama": _llama}
+
+
 def train_language_model(
-    tokenizer: PreTrainedTokenizerFast, texts: list[str], seed: int, epochs: int
-) -> GPT2LMHeadModel:
-    """A four-layer GPT-2 trained from scratch to write sentences like the given ones."""
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
+    seed: int,
+    epochs: int,
+    family: str = "gpt2",
+) -> PreTrainedModel:
+    """A four-layer model trained from scratch to write sentences like the given ones."""
     torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=96,
-        n_embd=128,
-        n_layer=4,
-        n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = GPT2LMHeadModel(config)
+    common = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    model = AutoModelForCausalLM.from_config(FAMILIES[family](common))
     rows = [[*tokenizer(text).input_ids[:63], tokenizer.eos_token_id] for text in texts]
     rows.sort(key=len)  # batches of like lengths pad little
     batches = [rows[i : i + 32] for i in range(0, len(rows), 32)]
@@ -169,6 +201,40 @@ def train_language_model(
         total = 0.98 * total + 0.02 * loss.item() if total else loss.item()
     console.print(f"language model: cross-entropy {total:.2f} nats a token on its training texts")
     return model.eval()
+
+
+def kept_language_model(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
+    seed: int,
+    epochs: int,
+    family: str,
+) -> PreTrainedModel:
+    """As `train_language_model`, but read from the folder if it was made before of the same texts.
+
+    Random numbers drawn afterwards are the same either way.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    made_of = json.dumps([texts, vocabulary, seed, epochs, family, WIDTH, LAYERS, HEADS])
+    kept = folder / f"{family}-{seed}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+    if kept.is_dir():
+        console.print(f"language model: read from {kept}")
+        model = AutoModelForCausalLM.from_pretrained(kept)
+        torch.set_rng_state(torch.load(kept / "random.pt"))
+        return model.eval()
+    model = train_language_model(tokenizer, texts, seed, epochs, family)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        whole = Path(unfinished) / "model"
+        model.save_pretrained(whole)
+        torch.save(torch.get_rng_state(), whole / "random.pt")
+        try:
+            whole.rename(kept)
+        except OSError:
+            if not kept.is_dir():  # else another run with the same seed was faster
+                raise
+    return model
 
 
 def diversity(texts: list[str], n: int) -> float:
