@@ -56,7 +56,6 @@ _NAMES = {
     "fastrl.data.padding": """add_bos_token_if_needed add_eos_token_if_needed
         decode_and_strip_padding first_true_indices flush_left flush_right pad pad_to_length
         truncate_response truncate_right""",
-    "fastrl.data.response_schema": "add_response_schema parse_response",
     "fastrl.data.templates": """has_generation_markers is_chat_template_prefix_preserving
         supports_tool_calling""",
     "fastrl.data.training_template": "get_training_chat_template",
@@ -79,6 +78,7 @@ _NAMES = {
     "fastrl.rewards.repetition": "get_repetition_penalty_reward",
     "fastrl.rollout.best_of_n": "BestOfNSampler",
     "fastrl.rollout.length_sampler": "LengthSampler",
+    "fastrl.rollout.messages": "add_response_schema parse_response",
     "fastrl.rollout.respond": "respond_to_batch",
     "fastrl.rollout.text_environment": "StringStoppingCriteria TextEnvironment",
     "fastrl.rollout.text_history": "TextHistory",

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from transformers.utils import get_json_schema
+
 from fastrl.data.chat import render, tokenizer_of
 from fastrl.data.formats import common_length
 
@@ -58,8 +60,8 @@ class MessageReader:
         self._takes_tools = "tools" in known
         # Before transformers 5.13 the format was a JSON schema, and the prompt was not looked at.
         self._by_template = "prefix" in known
-        attribute = "response_template" if self._by_template else "response_schema"
-        self._format = getattr(self.tokenizer, attribute, None)
+        self.attribute = "response_template" if self._by_template else "response_schema"
+        self._format = getattr(self.tokenizer, self.attribute, None)
         written = _written_call(processing_class, chat_template, template_kwargs)
         if self._format is None and self._by_template:
             self._format = next((f for f in _known_formats() if self._reads(written, f)), None)
@@ -71,11 +73,15 @@ class MessageReader:
             )
         if self._format is None:
             raise ValueError(
-                f"The tokenizer has no {attribute}, and no format that transformers knows reads "
+                f"The tokenizer has no {self.attribute}, and no format transformers knows reads "
                 f"a call of a tool as its chat template writes it, {written[1]!r}. Say how: "
-                f"tokenizer.{attribute} = {{...}} (transformers' documentation, 'Response "
+                f"tokenizer.{self.attribute} = {{...}} (transformers' documentation, 'Response "
                 "parsing')"
             )
+
+    def state(self) -> None:
+        """Set the format on the tokenizer, whose own `parse_response` reads by it then."""
+        setattr(self.tokenizer, self.attribute, self._format)
 
     def read(
         self, ids: Sequence[int], prefix: Sequence[int], tools: Sequence[Mapping[str, Any]]
@@ -122,6 +128,46 @@ class MessageReader:
         if isinstance(arguments, str):
             arguments = json.loads(arguments)
         return bool(function["name"] == "look_up" and arguments == _PROBE_ARGUMENTS)
+
+
+def add_response_schema(processing_class: Any) -> Any:
+    """Set on the tokenizer how its chat template writes answers and calls of tools.
+
+    A format that the tokenizer has stays. Otherwise those that transformers knows are tried on a
+    call of a tool as the template writes it, and the one that reads it back is set.
+
+    Args:
+        processing_class: tokenizer, or processor with one.
+
+    Returns:
+        the same object; its tokenizer's `parse_response` works now.
+
+    Raises:
+        ValueError: no known format reads what the template writes.
+    """
+    MessageReader(processing_class).state()
+    return processing_class
+
+
+def parse_response(
+    tokenizer: Any,
+    ids: Sequence[int],
+    prefix: Sequence[int] | None = None,
+    tools: Sequence[Any] | None = None,
+) -> Message:
+    """A completion as an assistant message; one that cannot be read is its text.
+
+    Args:
+        tokenizer: its format, or one that is known to read its chat template, is used.
+        ids: tokens of the completion.
+        prefix: tokens of the prompt: templates may have begun the message.
+        tools: functions or JSON schemas, by which arguments of calls get their types.
+
+    Raises:
+        ValueError: the format is not known.
+    """
+    schemas = [each if isinstance(each, Mapping) else get_json_schema(each) for each in tools or []]
+    return MessageReader(tokenizer).read(ids, prefix or [], schemas)
 
 
 def _known_formats() -> Iterator[dict[str, Any]]:
