@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from fastrl.legacy.fields import accepts_legacy_fields
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
@@ -40,14 +40,7 @@ _COUNTS = {
     "stop_token_id": 0,
     "num_ppo_epochs": 1,
 }
-# What transformers does to batches or losses that are not made here -> the value that leaves it be.
-_UNUSED: dict[str, tuple[Any, str]] = {
-    "auto_find_batch_size": (False, "lower per_device_train_batch_size instead"),
-    "label_smoothing_factor": (0.0, "PPO has no labels to smooth"),
-    "neftune_noise_alpha": (None, "the policy would not be the one that sampled"),
-    "train_sampling_strategy": ("random", "prompts are drawn at random"),
-    "use_liger_kernel": (False, "log-probabilities are computed without it"),
-}
+_NO_PREDICTIONS = "evaluate answers prompts and scores the answers; it predicts nothing"
 
 
 @accepts_legacy_fields(TRAINING_ARGUMENTS)
@@ -77,6 +70,22 @@ class PPOTrainConfig(BaseConfig):
             exclude each other.
         TypeError: an unknown field, or one that can no longer be honoured.
     """
+
+    _NO_PART: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        **BaseConfig._NO_PART,
+        "auto_find_batch_size": ((False,), "lower per_device_train_batch_size instead"),
+        "batch_eval_metrics": ((False,), _NO_PREDICTIONS),
+        "bf16_full_eval": ((False,), _NO_PREDICTIONS),
+        "eval_accumulation_steps": ((None,), _NO_PREDICTIONS),
+        "eval_do_concat_batches": ((True,), _NO_PREDICTIONS),
+        "fp16_full_eval": ((False,), _NO_PREDICTIONS),
+        "include_for_metrics": (([],), _NO_PREDICTIONS),
+        "label_smoothing_factor": ((0.0,), "PPO has no labels to smooth"),
+        "neftune_noise_alpha": ((None,), "the policy would not be the one that sampled"),
+        "prediction_loss_only": ((False,), _NO_PREDICTIONS),
+        "train_sampling_strategy": (("random",), "prompts are drawn at random"),
+        "use_liger_kernel": ((False,), "log-probabilities are computed without it"),
+    }
 
     logging_steps: float = field(
         default=1, metadata={"help": "Log every so many batches; below 1, a share of all."}
@@ -216,10 +225,6 @@ class PPOTrainConfig(BaseConfig):
                 f"total_episodes={self.total_episodes} and max_steps={self.max_steps} both say how "
                 "long to train; give one"
             )
-        for name, (neutral, why) in _UNUSED.items():
-            given = getattr(self, name, neutral)
-            if given != neutral:
-                raise ValueError(f"{name}={given!r} has no part in PPO ({why}); leave it out")
 
 
 PPOv2Config = PPOTrainConfig  # its name in TRL 0.11

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from fastrl.legacy.fields import accepts_legacy_fields
 from fastrl.legacy.reward import REWARD_FIELDS
@@ -13,6 +14,11 @@ from fastrl.train.config import OfflineConfig
 @dataclass
 class RewardConfig(OfflineConfig):
     """Arguments of `RewardTrainer`; field names and defaults are those of TRL 1.16."""
+
+    _NO_PART: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        **OfflineConfig._NO_PART,
+        "label_smoothing_factor": ((0.0,), "a pair has no labels to smooth"),
+    }
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
     chat_template_path: str | None = field(

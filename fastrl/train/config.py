@@ -55,7 +55,15 @@ class BaseConfig(TrainingArguments):
 
     They log every 10 steps, checkpoint gradients, train in bf16 where the hardware has it (`bf16`
     left at None; fp32 elsewhere, said in the log), and log a NaN loss as NaN.
+
+    Raises:
+        ValueError: for a field of transformers that the trainer has no use for.
     """
+
+    # Field of transformers that nothing reads -> (values that ask for nothing, why).
+    _NO_PART: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        "label_names": ((None, [], ["labels"]), "a trainer knows its own labels"),
+    }
 
     logging_steps: float = field(
         default=10, metadata={"help": "Log every so many optimizer steps; below 1, a share of all."}
@@ -82,8 +90,17 @@ class BaseConfig(TrainingArguments):
         if self.use_liger_kernel:
             self._keep_liger_from_the_head()
         super().__post_init__()
+        self._refuse_what_has_no_part()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to; torch would warn
+
+    def _refuse_what_has_no_part(self) -> None:
+        for name, (idle, why) in self._NO_PART.items():
+            given = getattr(self, name, idle[0])
+            if given not in idle:
+                raise ValueError(
+                    f"{name}={given!r} has no part in {type(self).__name__} ({why}); leave it out"
+                )
 
     def _keep_liger_from_the_head(self) -> None:
         """Liger's layers may be used; its loss would take the place of the model's forward."""

@@ -81,14 +81,16 @@ class SamplingConfig:
         default=None, metadata={"help": "Keywords of apply_chat_template, for chat prompts."}
     )
     cache_implementation: str | None = field(
-        default=None, metadata={"help": "Kind of key-value cache for model.generate."}
+        default=None,
+        metadata={"help": "Cache of model.generate; accepted either way: the engine has its own."},
     )
     ds3_gather_for_generation: bool = field(
         default=True,
         metadata={"help": "Accepted either way: under ZeRO-3 processes generate in step."},
     )
     use_transformers_continuous_batching: bool = field(
-        default=False, metadata={"help": "Sample with transformers' continuous batching."}
+        default=False,
+        metadata={"help": "Accepted either way: answers are always batched continuously."},
     )
     transformers_continuous_batching_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Its settings (ContinuousBatchingConfig)."}
@@ -139,7 +141,8 @@ class CompletionLogConfig:
         default=False, metadata={"help": "Show prompts and completions at each logging step."}
     )
     log_multimodal: bool = field(
-        default=True, metadata={"help": "Show their images too; without them the log is smaller."}
+        default=True,
+        metadata={"help": "Accepted either way: prompts with images are not trained on here."},
     )
     num_completions_to_print: int | None = field(
         default=None, metadata={"help": "How many are printed; unset: all."}
@@ -153,6 +156,9 @@ def require_positive(name: str, given: int | None) -> None:
     """Raise ValueError for a count below 1; None passes."""
     if given is not None and given < 1:
         raise ValueError(f"{name} must be 1 or more, got {given}")
+
+
+_NO_LOGITS = "no logits are kept for metrics; let a reward function call log_metric"
 
 
 @dataclass
@@ -170,6 +176,11 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
         "generation_kwargs",
         "chat_template_kwargs",
     ]
+    _NO_PART: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        **BaseConfig._NO_PART,
+        "batch_eval_metrics": ((False,), _NO_LOGITS),
+        "include_for_metrics": (([],), _NO_LOGITS),
+    }
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
     remove_unused_columns: bool | None = field(

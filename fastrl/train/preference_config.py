@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from fastrl.train.config import OfflineConfig
 
@@ -14,6 +15,11 @@ class PreferenceConfig(OfflineConfig):
     Raises:
         ValueError: at construction, for a value out of range or settings that exclude each other.
     """
+
+    _NO_PART: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        **OfflineConfig._NO_PART,
+        "label_smoothing_factor": ((0.0,), "answers are compared whole; DPO has label_smoothing"),
+    }
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
     router_aux_loss_coef: float | None = field(

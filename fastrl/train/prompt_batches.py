@@ -56,7 +56,7 @@ class PromptTrainer(Trainer):
         args, dataset = self.args, self.train_dataset
         if isinstance(dataset, IterableDataset):
             if args.shuffle_dataset:
-                dataset = dataset.shuffle(seed=args.seed)
+                dataset = dataset.shuffle(seed=self._order_seed)
             dataset = repeat_iterable_dataset(dataset, *self._repeats)
         return self._get_dataloader(
             dataset=dataset,
@@ -65,6 +65,12 @@ class PromptTrainer(Trainer):
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
+
+    @property
+    def _order_seed(self) -> int:
+        """Of the order in which prompts are taken."""
+        args = self.args
+        return args.seed if args.data_seed is None else args.data_seed
 
     @property
     def _repeats(self) -> tuple[int, int, int]:
@@ -86,11 +92,11 @@ class PromptTrainer(Trainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         dataset = self.train_dataset if dataset is None else dataset
-        args = self.args
-        return RepeatSampler(dataset, *self._repeats, shuffle=args.shuffle_dataset, seed=args.seed)
+        shuffle = self.args.shuffle_dataset
+        return RepeatSampler(dataset, *self._repeats, shuffle=shuffle, seed=self._order_seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> RepeatSampler:
-        return RepeatSampler(eval_dataset, self._eval_group, seed=self.args.seed)
+        return RepeatSampler(eval_dataset, self._eval_group, seed=self._order_seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As transformers'; of a stream each prompt is repeated too."""
@@ -108,7 +114,7 @@ class PromptTrainer(Trainer):
         self.args.require_whole_groups_in_eval(self._eval_group)
         if not isinstance(dataset, IterableDataset):
             return dataset
-        return repeat_iterable_dataset(dataset.shuffle(seed=self.args.seed), self._eval_group)
+        return repeat_iterable_dataset(dataset.shuffle(seed=self._order_seed), self._eval_group)
 
     def prepare_eval_dataset(self, dataset: Any) -> Any:
         """Rows are prepared when answers are drawn."""

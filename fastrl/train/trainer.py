@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput
 
+from fastrl.legacy import warn_once
 from fastrl.models.policy import prepare_policy
 from fastrl.train import card
 from fastrl.train.batch import IGNORED, Batch
@@ -68,6 +69,11 @@ class Trainer(transformers.Trainer):
                 f"{type(self).__name__}: several GPUs are visible to one process, which would use "
                 "nn.DataParallel; start it by `accelerate launch` or `torchrun`, or show it one "
                 "GPU with CUDA_VISIBLE_DEVICES"
+            )
+        if not (self.counts_labels or self.args.average_tokens_across_devices):
+            warn_once(
+                "average_tokens_across_devices=False changes nothing: the loss is no mean over the "
+                "labels of a step"
             )
         # transformers divides the loss by the accumulation steps unless the count was given to it.
         self.model_accepts_loss_kwargs = self.counts_labels
