@@ -21,8 +21,12 @@ from fastrl.train import setup
 from fastrl.train.batch import Batch
 from fastrl.train.collecting import weighted_total
 from fastrl.train.experience import Experience
+from fastrl.train.judging import rewards_or_judge
 from fastrl.train.online import OnlineTrainer
 from fastrl.types import LogProbs
+
+# Metrics that a judge, who gives no scores, leaves without meaning.
+_OF_SCORES = ("objective/rlhf_reward", "objective/scores", "objective/scores_margin")
 
 
 def by_reward(values: torch.Tensor, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,6 +93,8 @@ class OnlineDPOTrainer(OnlineTrainer):
         reward_funcs: as of `OnlineTrainer`; None: the model at `args.reward_model_path`. Both
             answers to a prompt stand one after the other in the lists that a function gets.
         args: an `OnlineDPOConfig`.
+        judge: chooses between the answers, in the place of rewards; a pair that it fails on is left
+            out (TRL <= 0.28 took the second answer). Metrics of scores are then not logged.
         data_collator, compute_metrics, preprocess_logits_for_metrics: not possible: rows stay as
             they are until answers are drawn, and no logits are kept.
 
@@ -124,14 +130,16 @@ class OnlineDPOTrainer(OnlineTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         preprocess_logits_for_metrics: Any = None,
+        judge: Any = None,
     ) -> None:
         _refuse_what_needs_logits(data_collator, compute_metrics, preprocess_logits_for_metrics)
         args = self._config.of(args, setup.run_name(model, "OnlineDPO"))
         if reward_funcs is None:
             reward_funcs = args.reward_model_path
+        self.judge = judge
         super().__init__(
             model,
-            reward_funcs,
+            rewards_or_judge(reward_funcs, judge, reward_processing_classes, args),
             args,
             train_dataset,
             eval_dataset,
@@ -216,8 +224,8 @@ class OnlineDPOTrainer(OnlineTrainer):
             ("objective/scores", rewards),
             ("val/contain_eos_token", inputs["ended"].float()),
         ):
-            known = ~values.isnan()
-            seen.ratio(name, values.nan_to_num(0.0), known, of)
+            if self.judge is None or name not in _OF_SCORES:
+                seen.ratio(name, values.nan_to_num(0.0), ~values.isnan(), of)
         better, worse = by_reward(rewards, rewards)
         chosen, rejected = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
         known = ~(better + worse).isnan()
@@ -230,7 +238,8 @@ class OnlineDPOTrainer(OnlineTrainer):
             ("rewards/margins", chosen - rejected),
             ("rewards/accuracies", (chosen > rejected).float()),
         ):
-            seen.ratio(name, values.masked_fill(~known, 0.0), known, of[0::PAIR])
+            if self.judge is None or name not in _OF_SCORES:
+                seen.ratio(name, values.masked_fill(~known, 0.0), known, of[0::PAIR])
 
 
 def _refuse_what_needs_logits(collator: Any, metrics: Any, preprocess: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
-from fastrl.legacy.changes import Ignored, Refused, Renamed, Table
+from fastrl.legacy.changes import Ignored, Renamed, Table
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
 
 ONLINE_DPO = LegacyInit(
@@ -24,10 +24,6 @@ ONLINE_DPO = LegacyInit(
         "preprocess_logits_for_metrics",
     ),
     changes={
-        "judge": Refused(
-            "write a reward function: both completions of a prompt stand one after the other in "
-            "its completions; return 1 for the one the judge prefers and 0 for the other"
-        ),
         "reward_model": Renamed("reward_funcs"),
         "reward_processing_class": Renamed("reward_processing_classes"),
         "tokenizer": Renamed("processing_class"),
