@@ -97,7 +97,7 @@ _LOOKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _misfit(order: Sequence[str], values: Sequence[Any]) -> str | None:
+def misfit(order: Sequence[str], values: Sequence[Any]) -> str | None:
     """Why these positional values are not in this order, or None if they may be."""
     if len(values) > len(order):
         return f"takes {len(order)} positional arguments, got {len(values)}"
@@ -123,9 +123,9 @@ class _Call:
         """(all arguments by name, whether the positional ones came in the old order)."""
         order: Sequence[str] = self.names
         old = False
-        modern_misfit = _misfit(self.names, values)
+        modern_misfit = misfit(self.names, values)
         if modern_misfit is not None:
-            if _misfit(self.table.order, values) is not None:
+            if misfit(self.table.order, values) is not None:
                 raise TypeError(f"{self.owner}: {modern_misfit}")
             order, old = self.table.order, True
         given = dict(zip(order, values, strict=False))
