@@ -30,8 +30,8 @@ class JudgeReward:
     def __init__(self, judge: Any) -> None:
         if not callable(getattr(judge, "judge", None)):
             raise TypeError(
-                f"judge must have a method judge(prompts, pairs), got {type(judge).__name__}: derive "
-                "yours from BasePairwiseJudge"
+                f"judge must have a method judge(prompts, pairs), got {type(judge).__name__}: "
+                "derive yours from BasePairwiseJudge"
             )
         self.__name__ = type(judge).__name__
         self.judge = judge
