@@ -64,16 +64,21 @@ def _parser(module: ModuleType) -> None:
     def parse_args_into_dataclasses(
         self: Any, args: Any = None, *rest: Any, **keywords: Any
     ) -> Any:
+        from fastrl.train import flags
         from fastrl.train.parser import TrlParser
 
-        words = list(sys.argv[1:] if args is None else args)
-        if not isinstance(self, TrlParser):  # it has read them
+        def parse(parser: Any, words: list[str]) -> Any:
             reader = object.__new__(TrlParser)
-            vars(reader).update(vars(self))
+            vars(reader).update(vars(parser))
             words, told = reader._modern_words(words)
             if told:
                 _tell(f"HfArgumentParser, old flags: {'; '.join(told)}")
-        return plain(self, words, *rest, **keywords)
+            return plain(parser, words, *rest, **keywords)
+
+        words = list(sys.argv[1:] if args is None else args)
+        if isinstance(self, TrlParser):  # it has read them
+            return plain(self, words, *rest, **keywords)
+        return flags.fill(self, parse, words)
 
     _set(cls, "parse_args_into_dataclasses", parse_args_into_dataclasses)
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastrl.legacy import closest
 from fastrl.legacy.changes import Table, settle
+from fastrl.legacy.generation import pinned
 
 _Class = TypeVar("_Class", bound=type)
 
 
-def accepts_legacy_fields(table: Table) -> Callable[[_Class], _Class]:
+def accepts_legacy_fields(
+    table: Table, was: Mapping[str, Mapping[str, Any]] | None = None, beside: Sequence[str] = ()
+) -> Callable[[_Class], _Class]:
     """Class decorator for a config dataclass: it also takes the fields in `table`.
 
     One FutureWarning a construction names every new spelling. The table stays readable at
-    `cls._legacy_fields`, where the command line finds the old flags.
+    `cls._legacy_fields`, where the command line finds the old flags, and `was` at
+    `cls._was_defaults`.
+
+    Args:
+        table: the old spellings.
+        was: generation ("0.7", "0.11") -> today's fields -> the defaults they had then. They hold
+            for fields that are not given while `set_api` pins that generation.
+        beside: attributes that the constructor sets though they are no fields (any more): other
+            configs have them now, and one command line may fill both.
 
     Raises (when constructed):
         TypeError: an unknown field (with the closest known one), one given under two names, one
@@ -31,14 +42,21 @@ def accepts_legacy_fields(table: Table) -> Callable[[_Class], _Class]:
 
         @functools.wraps(plain_init)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            for name in beside:
+                if name in kwargs:
+                    setattr(self, name, kwargs.pop(name))
             fields, told = translate_fields(cls.__name__, known, table, kwargs)
             if told:
                 message = f"{cls.__name__}, old spellings: {'; '.join(told)}"
                 warnings.warn(message, FutureWarning, stacklevel=2)
-            plain_init(self, *args, **fields)
+            then = cls._was_defaults.get(pinned() or "1", {})
+            given = {*known[: len(args)], *fields}
+            left = {name: value for name, value in then.items() if name not in given}
+            plain_init(self, *args, **left, **fields)
 
         cls.__init__ = __init__
         cls._legacy_fields = table
+        cls._was_defaults = was or {}
         return cls
 
     return decorate

@@ -11,11 +11,16 @@ from transformers import BitsAndBytesConfig
 from fastrl.legacy.changes import Renamed
 from fastrl.legacy.fields import accepts_legacy_fields
 
+_WAS = {generation: {"dtype": None} for generation in ("0.7", "0.11")}
 
-@accepts_legacy_fields({"torch_dtype": Renamed("dtype")})
+
+@accepts_legacy_fields({"torch_dtype": Renamed("dtype")}, _WAS, ("trust_remote_code",))
 @dataclass
 class ModelConfig:
     """The model, its adapter and its quantization.
+
+    `trust_remote_code` is an attribute and an argument but no field: it is one of the trainers'
+    configs, and a parser that fills both sets both.
 
     Raises:
         ValueError: both 8 and 4 bits are asked for.
@@ -77,6 +82,9 @@ class ModelConfig:
     bnb_4bit_quant_storage: str | None = field(
         default=None, metadata={"help": "Type 4-bit weights are packed in; for FSDP the model's."}
     )
+
+    trust_remote_code = False
+    _shared_flags = ("trust_remote_code",)
 
     def __post_init__(self) -> None:
         if self.load_in_8bit and self.load_in_4bit:

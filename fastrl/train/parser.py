@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -19,6 +19,7 @@ from transformers.hf_argparser import string_to_bool
 
 from fastrl.legacy import closest
 from fastrl.legacy.changes import Change, Renamed, settle
+from fastrl.train import flags
 
 
 def init_zero_verbose() -> None:
@@ -118,7 +119,9 @@ class TrlParser(HfArgumentParser):
         words, unknown, path, told = self._read(args)
         if told:
             warnings.warn(f"old spellings: {'; '.join(told)}", FutureWarning, stacklevel=2)
-        *filled, rest = self.parse_args_into_dataclasses(words, return_remaining_strings=True)
+        words, shared = flags.take_shared(self.dataclass_types, words)
+        *filled, rest = super().parse_args_into_dataclasses(words, return_remaining_strings=True)
+        flags.share(filled, shared)
         if return_remaining_strings:
             if separate_remaining_strings:
                 return (*filled, unknown, rest)
@@ -132,21 +135,19 @@ class TrlParser(HfArgumentParser):
         self, args: Iterable[str] | None = None, *more: Any, **keywords: Any
     ) -> tuple[Any, ...]:
         """`transformers.HfArgumentParser`'s, in the form that the flags are of."""
-        words = list(sys.argv[1:] if args is None else args)
-        reader = self._in_form(words)
-        filled = super(TrlParser, reader).parse_args_into_dataclasses(words, *more, **keywords)
-        _set_reentrant(filled)
-        return filled
+
+        def parse(parser: TrlParser, words: list[str]) -> tuple[Any, ...]:
+            return super().parse_args_into_dataclasses(words, *more, **keywords)
+
+        return flags.fill(self, parse, list(sys.argv[1:] if args is None else args))
 
     def _in_form(self, args: Iterable[str] | None) -> TrlParser:
-        """This parser, or one for the forms of its dataclasses that these words ask for."""
+        """This parser, or one for the forms of its dataclasses that words and file ask for."""
         if not any(hasattr(each, "form_of") for each in self.dataclass_types):
             return self
         words, path = _take_config(list(sys.argv[1:] if args is None else args))
-        names = {w[2:].partition("=")[0].replace("-", "_") for w in words if w.startswith("--")}
-        if path is not None:
-            names |= read_config(path).keys()
-        types = in_form(self.dataclass_types, names)
+        keys = set() if path is None else read_config(path).keys()
+        types = flags.in_form(self.dataclass_types, flags.names_in(words) | keys)
         same = types == list(self.dataclass_types)
         return self if same else TrlParser(types, **self._options)
 
@@ -167,6 +168,8 @@ class TrlParser(HfArgumentParser):
         if path is None:
             return words, [], None, told
         values, more_told = self._modern_keys(read_config(path))
+        for name in flags.shared_names(self.dataclass_types) & values.keys():
+            words = [f"--{name}={values.pop(name)}", *words]  # the words win, as they come last
         return words, self.set_defaults_with_config(**values), path, told + more_told
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
@@ -246,33 +249,6 @@ class TrlParser(HfArgumentParser):
         except TypeError as error:
             raise ValueError(str(error)) from None
         return settled.arguments, settled.told
-
-
-def in_form(types: Iterable[type], names: Iterable[str]) -> list[type]:
-    """The dataclasses, those of several forms in the one that these names of fields are of.
-
-    Args:
-        types: dataclasses; those of several forms have `form_of(names)`, a static method.
-        names: the flags and keys that are given, without dashes; those that belong to a dataclass
-            of one form decide nothing.
-
-    Raises:
-        ValueError: names of two forms.
-    """
-    types = list(types)
-    single = [each for each in types if not hasattr(each, "form_of")]
-    taken = {f.name for each in single for f in dataclasses.fields(each)}
-    left = set(names) - taken
-    return [each.form_of(left) if hasattr(each, "form_of") else each for each in types]
-
-
-def _set_reentrant(filled: Sequence[Any]) -> None:
-    """What TRL 0.11's script arguments say of checkpointing goes to the training arguments."""
-    for each in filled:
-        reentrant = getattr(each, "gradient_checkpointing_use_reentrant", None)
-        for other in filled if reentrant is not None else ():
-            if getattr(other, "gradient_checkpointing_kwargs", reentrant) is None:
-                other.gradient_checkpointing_kwargs = {"use_reentrant": reentrant}
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -1,0 +1,106 @@
+"""What a command line's flags say beyond filling one field of one dataclass each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from transformers.hf_argparser import string_to_bool
+
+
+def names_in(words: Iterable[str]) -> set[str]:
+    """The flags among the words, without dashes."""
+    flags = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    return {flag.replace("-", "_") for flag in flags}
+
+
+def in_form(types: Iterable[type], names: Iterable[str]) -> list[type]:
+    """The dataclasses, those of several forms in the one that these names of fields are of.
+
+    Args:
+        types: dataclasses; those of several forms have `form_of(names)`, a static method.
+        names: the flags and keys that are given, without dashes; those that belong to a dataclass
+            of one form decide nothing.
+
+    Raises:
+        ValueError: names of two forms.
+    """
+    types = list(types)
+    single = [each for each in types if not hasattr(each, "form_of")]
+    left = set(names) - _fields(single)
+    return [each.form_of(left) if hasattr(each, "form_of") else each for each in types]
+
+
+def shared_names(types: Iterable[type]) -> set[str]:
+    """Flags that a dataclass takes without having a field for them, unless another one has it.
+
+    Those are its `_shared_flags`, as of `ModelConfig`: switches that moved from one config into
+    another, so that scripts of before read them in the one and scripts of today in the other.
+    """
+    types = list(types)
+    shared = {name for each in types for name in getattr(each, "_shared_flags", ())}
+    return shared - _fields(types)
+
+
+def take_shared(types: Iterable[type], words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
+    """(the words without those flags, what they say).
+
+    Raises:
+        ArgumentTypeError: a flag's value means neither yes nor no.
+    """
+    wanted = shared_names(types)
+    rest: list[str] = []
+    values: dict[str, bool] = {}
+    place = 0
+    while place < len(words):
+        flag, equals, value = words[place].partition("=")
+        place += 1
+        name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+        if name not in wanted:
+            rest.append(flag + equals + value)
+            continue
+        if not equals and place < len(words) and not words[place].startswith("-"):
+            value = words[place]
+            place += 1
+        values[name] = string_to_bool(value) if value else True
+    return rest, values
+
+
+def share(filled: Sequence[Any], values: dict[str, bool]) -> None:
+    """Give each object what it reads of another's: `_shared_flags`, and how to checkpoint.
+
+    Args:
+        filled: the dataclasses' instances, in any order.
+        values: what the command line says of flags that none of them has a field for.
+    """
+    for each in filled:
+        for name in getattr(each, "_shared_flags", ()):
+            owners = [o for o in filled if o is not each and hasattr(o, name)]
+            setattr(each, name, values.get(name, getattr(owners[0], name) if owners else False))
+        reentrant = getattr(each, "gradient_checkpointing_use_reentrant", None)
+        for other in filled if reentrant is not None else ():
+            if getattr(other, "gradient_checkpointing_kwargs", reentrant) is None:
+                other.gradient_checkpointing_kwargs = {"use_reentrant": reentrant}
+
+
+def fill(parser: Any, parse: Callable[[Any, list[str]], Any], words: Sequence[str]) -> Any:
+    """Fill a parser's dataclasses, each in the form that the flags are of.
+
+    Args:
+        parser: a `transformers.HfArgumentParser`; one of its kind for the other form is made where
+            the flags ask for it.
+        parse: how this parser, or that one, fills from words.
+        words: the command line.
+    """
+    types = in_form(parser.dataclass_types, names_in(words))
+    if types != list(parser.dataclass_types):
+        parser = type(parser)(types, **vars(parser).get("_options", {}))
+    rest, values = take_shared(types, words)
+    filled = parse(parser, rest)
+    share(filled, values)
+    return filled
+
+
+def _fields(types: Iterable[type]) -> set[str]:
+    return {field.name for each in types for field in dataclasses.fields(each)}
