@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from fastrl.algos.sft_config import SFTConfig
 from fastrl.data.collate import DataCollatorForLanguageModeling
+from fastrl.data.constant_length import ConstantLengthDataset
 from fastrl.data.prepare_sft import prepare_sft
 from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.sft import SFT
@@ -50,7 +51,8 @@ class SFTTrainer(Trainer):
         model: a name or folder, a transformers model, or a PEFT model.
         args: `SFTConfig` or `TrainingArguments`; None: defaults, and a folder named by the model.
         data_collator: makes batches of prepared rows; None: ours.
-        train_dataset: rows of text, conversations, prompts with completions, or token ids.
+        train_dataset: rows of text, conversations, prompts with completions, or token ids; or a
+            `ConstantLengthDataset`, whose rows are taken as they are.
         eval_dataset: the same, or a dict of several.
         processing_class: the tokenizer; None: the model's own.
         compute_loss_func: (model's own output, labels, num_items_in_batch) -> loss.
@@ -87,7 +89,7 @@ class SFTTrainer(Trainer):
         formatting_func: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:
         args = SFTConfig.of(args, setup.run_name(model, self._name))
-        setup.check_dataset("train_dataset", train_dataset, args)
+        self._check(train_dataset, args)
         set_seed(args.seed)
         self._formatting_func = formatting_func
         model, tokenizer = self._assemble(
@@ -108,6 +110,14 @@ class SFTTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+
+    @staticmethod
+    def _check(dataset: Any, args: SFTConfig) -> None:
+        if isinstance(dataset, ConstantLengthDataset):
+            if not dataset.infinite:
+                return
+            dataset = dataset.rows()
+        setup.check_dataset("train_dataset", dataset, args)
 
     def _assemble(
         self,
@@ -152,6 +162,8 @@ class SFTTrainer(Trainer):
         self, dataset: Any, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, name: str
     ) -> Any:
         """Token ids and labels, packed where asked for."""
+        if isinstance(dataset, ConstantLengthDataset):
+            return dataset.rows()
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             return dataset
         packing = args.packing if name == "train" else args.eval_packing

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import datasets
 import torch
 from torch.utils.data import IterableDataset
 
@@ -116,11 +117,32 @@ class ConstantLengthDataset(IterableDataset):
         whole = len(joined) // self.seq_length * self.seq_length
         return [joined[i : i + self.seq_length] for i in range(0, whole, self.seq_length)]
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def _shuffled(self) -> Iterator[list[int]]:
         for buffer in self._buffers():
             rows = self._rows(buffer)
             if self.shuffle:
                 random.shuffle(rows)
             for row in rows:
                 self.current_size += 1
-                yield {"input_ids": torch.tensor(row), "labels": torch.tensor(row)}
+                yield row
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for row in self._shuffled():
+            yield {"input_ids": torch.tensor(row), "labels": torch.tensor(row)}
+
+    def rows(self) -> datasets.Dataset | datasets.IterableDataset:
+        """`input_ids` and `labels`: a stream where it is infinite, else all rows at once.
+
+        Raises:
+            ValueError: all texts together fill no row.
+        """
+        if self.infinite:
+            return datasets.IterableDataset.from_generator(self._listed)
+        found = list(self._listed())
+        if not found:
+            raise ValueError(f"the texts together do not fill one row of {self.seq_length} tokens")
+        return datasets.Dataset.from_list(found)
+
+    def _listed(self) -> Iterator[dict[str, list[int]]]:
+        for row in self._shuffled():
+            yield {"input_ids": row, "labels": row}
