@@ -11,7 +11,11 @@ import fastrl
 from fastrl.cli import run
 
 # Modules with `HELP`, `add_arguments` and `run`, imported when the command line is read.
-TOOLS = {"env": "fastrl.cli.env", "plot": "fastrl.cli.plot"}
+TOOLS = {
+    "env": "fastrl.cli.env",
+    "migrate": "fastrl.cli.migrate",
+    "plot": "fastrl.cli.plot",
+}
 # Modules with `HELP`, `make_parser` and `main`; they may start several processes.
 TRAINING = ("sft", "dpo", "kto", "reward", "grpo", "rloo", "ppo")
 

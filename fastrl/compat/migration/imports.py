@@ -1,0 +1,174 @@
+"""Imports: `trl` is `fastrl`; names from where they are today; names that rewritten calls need."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import TYPE_CHECKING
+
+from fastrl.compat.finder import resolve
+from fastrl.compat.modules import MODULES
+from fastrl.compat.transformers_names import GONE, MOVED
+
+if TYPE_CHECKING:
+    from fastrl.compat.migration.script import Script
+
+_PROBES = ("version", "find_spec", "import_module", "distribution", "files", "require_version")
+_VERSION = "trl's version; fastrl counts its own, so the comparison means something else"
+
+
+def rewrite(script: Script) -> None:
+    """Rewrite every import of the script and what was reached through `import trl`."""
+    for node in ast.walk(script.text.tree):
+        if isinstance(node, ast.Import):
+            _plain(script, node)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            _from(script, node)
+        elif isinstance(node, ast.Attribute):
+            _attribute(script, node)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            _name(script, node)
+        elif isinstance(node, ast.Call):
+            _probe(script, node)
+    _drop_unused(script)
+    _add_needed(script)
+
+
+def _plain(script: Script, node: ast.Import) -> None:
+    """`import trl`, `import trl.core as core`, `import transformers.deepspeed`."""
+    for alias in node.names:
+        start = script.text.start(alias)
+        if alias.name.split(".")[0] == "trl":
+            script.text.replace(start, start + 3, "fastrl")
+        elif alias.name in MOVED:
+            script.text.replace(start, start + len(alias.name), MOVED[alias.name])
+
+
+def _from(script: Script, node: ast.ImportFrom) -> None:
+    assert node.module is not None
+    root, _, below = node.module.partition(".")
+    if root == "trl":
+        _module(script, node, _home(node, below))
+        for alias in node.names:
+            _check(script, node, below, alias)
+    elif node.module in MOVED:
+        _module(script, node, MOVED[node.module])
+    for alias in node.names:
+        if alias.name in GONE.get(node.module, {}):
+            new = _successor(script, node.module, alias.name, alias)
+            if new is not None:
+                start = script.text.start(alias)
+                script.text.replace(start, start + len(alias.name), new)
+
+
+def _home(node: ast.ImportFrom, below: str) -> str:
+    """`fastrl` if all the names are at the top level and mean the same there."""
+    here, top = MODULES.get(below, {}), MODULES[""]
+    if all(a.name in here and here[a.name] == top.get(a.name) for a in node.names):
+        return "fastrl"
+    return f"fastrl.{below}" if below else "fastrl"
+
+
+def _module(script: Script, node: ast.ImportFrom, new: str) -> None:
+    start = script.text.start(node)
+    found = re.compile(rb"from\s+([\w.]+)").match(script.text.raw, start)
+    assert found is not None
+    script.text.replace(*found.span(1), new)
+
+
+def _check(script: Script, node: ast.ImportFrom, below: str, alias: ast.alias) -> None:
+    """Note a name that fastrl does not have."""
+    if alias.name == "*" or alias.name == "__version__":
+        return
+    try:
+        resolve("fastrl", below, alias.name)
+    except (ImportError, AttributeError) as error:
+        script.text.note(node, str(error))
+
+
+def _successor(script: Script, module: str, name: str, node: ast.expr | ast.alias) -> str | None:
+    """The name of today in the same module; None, and noted, if it is none of the same meaning."""
+    where, instead = GONE[module][name]
+    path, _, new = where.partition(":")
+    if path.startswith("fastrl."):
+        script.text.note(node, f"{module}.{name} is gone: {instead}")
+        return None
+    return new
+
+
+def _attribute(script: Script, node: ast.Attribute) -> None:
+    path = script.names.path(node) or ""
+    module, _, name = path.rpartition(".")
+    if path == "trl.__version__":
+        script.text.note(node, _VERSION)
+    if path in MOVED:
+        script.text.replace(script.text.start(node), script.text.end(node), MOVED[path])
+    if name in GONE.get(module, {}):
+        new = _successor(script, module, name, node)
+        if new is not None:
+            end = script.text.end(node)
+            script.text.replace(end - len(name), end, new)
+
+
+def _name(script: Script, node: ast.Name) -> None:
+    """`trl` itself, and imported names whose successor is called otherwise."""
+    path = script.names.path(node) or ""
+    module, _, name = path.rpartition(".")
+    new = None
+    if path == "trl" and node.id == "trl":
+        new = "fastrl"
+    elif node.id == name and name in GONE.get(module, {}):
+        new = _successor(script, module, name, node)
+    if new is not None:
+        script.text.replace(script.text.start(node), script.text.end(node), new)
+
+
+def _probe(script: Script, call: ast.Call) -> None:
+    """`importlib.metadata.version("trl")` and its like ask for the package by a string."""
+    func = call.func
+    name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+    given = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
+    if name in _PROBES and isinstance(given, str) and re.match(r"trl\b", given):
+        script.text.note(call, f"{name}({given!r}) asks for TRL")
+
+
+def _drop_unused(script: Script) -> None:
+    """Names whose every use was replaced are no longer imported."""
+    used: dict[str, int] = {}
+    for node in ast.walk(script.text.tree):
+        if isinstance(node, ast.Name):
+            used[node.id] = used.get(node.id, 0) + 1
+    for node in script.replaced:
+        used[node.id] -= 1
+    gone = {node.id for node in script.replaced if used[node.id] == 0}
+    for statement in ast.walk(script.text.tree):
+        if isinstance(statement, ast.ImportFrom):
+            unused = [a for a in statement.names if (a.asname or a.name) in gone]
+            if unused and len(unused) < len(statement.names):
+                script.text.remove(statement.names, unused)
+            elif unused and (lines := script.text.fills_lines(statement)) is not None:
+                script.text.replace(*lines, "")
+
+
+def _add_needed(script: Script) -> None:
+    """Import what rewritten calls use, in the import of its module if there is one."""
+    body = script.text.tree.body
+    for module, name in script.needed:
+        homes = {module, "trl"} if module == "fastrl" else {module}
+        first = next((n for n in body if _takes(n, homes, script)), None)
+        if isinstance(first, ast.ImportFrom):
+            script.text.prepend(first.names[0], name)
+            continue
+        last = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)][-1]
+        end = script.text.end(last)
+        script.text.replace(end, end, f"\nfrom {module} import {name}")
+
+
+def _takes(node: ast.stmt, homes: set[str], script: Script) -> bool:
+    """Whether a name can be added to this import."""
+    if not isinstance(node, ast.ImportFrom) or node.level or node.names[0].name == "*":
+        return False
+    if node.module in homes:
+        return True
+    root, _, below = (node.module or "").partition(".")
+    return root in homes and root in ("trl", "fastrl") and _home(node, below) == "fastrl"
