@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from offline_race import PEER, ROUNDS, SAME
+from offline_race import PEER, SAME
 from pytest_benchmark.fixture import BenchmarkFixture
 from race import close_to, trainer_race
 
+ROUNDS = 3  # of steps that last up to a minute
 LENGTH = "completions/mean_length"
 # What one side logs on its own clock.
 TIMED = "time"
