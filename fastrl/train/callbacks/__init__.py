@@ -1,4 +1,5 @@
-"""Callbacks: progress, logs on disk, samples, and weights averaged along the way."""
+"""Callbacks: progress, logs on disk, samples and who judges them, and weights averaged
+along the way."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from fastrl.train.callbacks.log_file import LogFileCallback
 from fastrl.train.callbacks.rich_progress import RichProgressCallback
 from fastrl.train.callbacks.sync_ref import SyncRefModelCallback
 from fastrl.train.callbacks.weave import WeaveCallback
+from fastrl.train.callbacks.win_rate import WinRateCallback
 
 __all__ = [
     "BEMACallback",
@@ -16,4 +18,5 @@ __all__ = [
     "RichProgressCallback",
     "SyncRefModelCallback",
     "WeaveCallback",
+    "WinRateCallback",
 ]

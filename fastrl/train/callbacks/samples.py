@@ -14,7 +14,8 @@ from fastrl.rollout.responses import generate_batched
 
 
 def prompts_of(trainer: Any, count: int | None, callback: str) -> list[Any]:
-    """The first `count` (None: all) entries of the evaluation dataset's column `prompt`.
+    """The first `count` (None: all) prompts of the evaluation dataset: of its column `prompt`, or
+    `prompt_ids` where the trainer has made these of it.
 
     Raises:
         ValueError: there is no such dataset or column.
@@ -23,17 +24,20 @@ def prompts_of(trainer: Any, count: int | None, callback: str) -> list[Any]:
     if dataset is None or isinstance(dataset, dict):
         raise ValueError(f"{callback} needs the trainer to have one eval_dataset, got {dataset!r}")
     names = getattr(dataset, "column_names", None) or list(next(iter(dataset)))
-    if "prompt" not in names:
+    column = "prompt_ids" if "prompt" not in names and "prompt_ids" in names else "prompt"
+    if column not in names:
         raise ValueError(f"{callback} needs a column 'prompt' in eval_dataset, which has {names}")
     if count is not None:
         dataset = dataset.select(range(min(count, len(dataset))))
-    return list(dataset["prompt"])
+    return list(dataset[column])
 
 
 def _ids(prompt: Any, tokenizer: Any) -> tuple[str, torch.Tensor]:
-    """(text, token ids (L,)) of a prompt that is a string or a list of messages."""
+    """(text, token ids (L,)) of a prompt that is a string, a list of messages, or ids."""
     if isinstance(prompt, str):
         text, special = prompt, True
+    elif isinstance(prompt[0], int):
+        return tokenizer.decode(prompt), torch.tensor(prompt)
     else:
         text = maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"]
         special = False  # the template wrote them
@@ -46,10 +50,12 @@ def complete(
     prompts: list[Any],
     generation_config: GenerationConfig | None,
     batch_size: int,
+    model: Any = None,
 ) -> list[tuple[str, str]]:
     """(prompt as text, completion) for each prompt, on every process; the work is shared.
 
-    Training is left as it was: dropout is off meanwhile and the random state restored.
+    `model` answers; None: the one that is trained. Training is left as it was: dropout is off
+    meanwhile and the random state restored.
     """
     accelerator = trainer.accelerator
     tokenizer = trainer.processing_class
@@ -59,7 +65,7 @@ def complete(
     each = math.ceil(len(prompts) / world)
     mine = [prompts[(i * world + rank) % len(prompts)] for i in range(each)]
     texts, ids = zip(*(_ids(prompt, tokenizer) for prompt in mine), strict=True)
-    model = accelerator.unwrap_model(trainer.model_wrapped)
+    model = accelerator.unwrap_model(trainer.model_wrapped if model is None else model)
     was_training = model.training
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     model.eval()
