@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import functools
 import inspect
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +69,11 @@ class _Trainer:
             return
         placed = dict(zip(order, self.call.args, strict=False))
         # Those whose place has changed go by name.
-        same = os.path.commonprefix([list(order), self.order])
-        by_place = {name: node for name, node in placed.items() if name not in same}
+        by_place = {
+            name: node
+            for n, (name, node) in enumerate(placed.items(), 1)
+            if list(order[:n]) != self.order[:n]
+        }
         values = named | placed
         old += [name for name in by_place if self._is_old(name)]
         if not old and not by_place:
