@@ -52,6 +52,19 @@ SMOKE = {
 }
 
 
+def names_given(words: Sequence[str]) -> set[str]:
+    """Names of the flags, and of the keys in the --config file.
+
+    Raises:
+        ValueError: there is no such file, or it is no mapping.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--config", type=Path)
+    found, rest = peek.parse_known_args(list(words))
+    names = {old_flags.name_of(word) for word in rest} - {""}
+    return names | set(read_config(found.config)) if found.config else names
+
+
 # ------------------------------------------------------------- scripts of trainers with `train()`
 @dataclass
 class Offline:
@@ -96,31 +109,32 @@ class Script:
         types = (Offline, self.options, self.config, ModelConfig, DatasetMixtureConfig)
         about = self.about.split("\n")[0]
         parser = TrlParser(types, description=about, usage="%(prog)s [options]")
-        names = {old_flags.name_of(word) for word in words}
-        offline = bool(names & {"dataset", "smoke"})
-        if offline:
-            smoke = SMOKE if "smoke" in names else {}
-            parser.set_defaults_with_config(**OFFLINE | self.offline | smoke)
-        elif self.first and old_flags.is_of_first_scripts(words):
-            parser.set_defaults_with_config(**self.first)
-            shown = " ".join(f"--{name} {value}" for name, value in self.first.items())
-            print(f"flags of TRL 0.7.0 to 0.7.10, so its defaults too: {shown}", file=sys.stderr)
         try:
+            parser.set_defaults_with_config(**self._defaults(words))
             words = old_flags.positive(old_flags.flat(words), parser.known_flags())
             options = parser.parse_args_and_config(words)
         except ValueError as error:
             parser.error(str(error))
-        self._check(parser, options, offline)
+        self._check(parser, options)
         return options
 
-    def _check(self, parser: TrlParser, options: tuple[Any, ...], offline: bool) -> None:
+    def _defaults(self, words: Sequence[str]) -> Mapping[str, Any]:
+        """What holds unless the words, or the file they name, say otherwise."""
+        names = names_given(old_flags.flat(words))
+        if names & {"dataset", "smoke"}:
+            return {**OFFLINE, **self.offline, **(SMOKE if "smoke" in names else {})}
+        if not self.first or not old_flags.is_of_first_scripts(words):
+            return {}
+        shown = " ".join(f"--{name} {value}" for name, value in self.first.items())
+        print(f"flags of TRL 0.7.0 to 0.7.10, so its defaults too: {shown}", file=sys.stderr)
+        return self.first
+
+    def _check(self, parser: TrlParser, options: tuple[Any, ...]) -> None:
         given, script, _, model, mixture = options
         if not (given.dataset or given.smoke):
             if given.model is not None:
                 parser.error("--model is for --dataset FOLDER; with a hub: --model_name_or_path")
             return
-        if not offline:
-            parser.error("--dataset and --smoke belong on the command line, not in --config FILE")
         for name, value in (
             ("--model_name_or_path (use --model)", model.model_name_or_path),
             ("--dataset_name", script.dataset_name),

@@ -3,28 +3,33 @@
 Offline, from a folder of labelled sentences (everything is trained here):
 
     python examples/scripts/ppo.py --dataset path/to/rt-polarity
+    python examples/scripts/ppo.py --smoke          # made-up sentences, to see that it runs
 
 With a hub, the models and data of TRL's example:
 
     python examples/scripts/ppo.py --log_with wandb --use_score_scaling --score_clip 0.5
     python examples/scripts/ppo.py --ppo_config.model_name gpt2-xl --ppo_config.mini_batch_size 1
 
+Flags of PPO by `train()` (--dataset_name --total_episodes …) go to ppo_train.py.
 Writes log.jsonl, curves.png, report.md, summary.json and the tuned model to --output_dir.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+import made_up
 import torch
-from command_line import parse
+from accelerate import PartialState
+from command_line import names_given, parse
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sentiment_offline import (
     console,
@@ -36,16 +41,21 @@ from sentiment_offline import (
     train_language_model,
     train_tokenizer,
 )
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer
 
 from fastrl import (
     AutoModelForCausalLMWithValueHead,
     AutoModelForSeq2SeqLMWithValueHead,
+    ModelConfig,
     PPOConfig,
+    PPOTrainConfig,
     PPOTrainer,
+    ScriptArguments,
     set_seed,
 )
 from fastrl.cli.curves import save_curves
+from fastrl.cli.ppo import scorer
+from fastrl.train.script_arguments import load
 
 HUB_DEFAULTS = {
     "model_name": "lvwerra/gpt2-imdb",
@@ -60,6 +70,7 @@ OFFLINE_DEFAULTS = {
     "init_kl_coef": 0.1,
     "adap_kl_ctrl": False,
 }
+SMOKE_DEFAULTS = {"batch_size": 16, "mini_batch_size": 8}
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,13 @@ def make_rows(tokenizer: Any, texts: list[str], shortest: int, longest: int) -> 
     return rows
 
 
+def flags_of_train_form(names: set[str]) -> list[str]:
+    """Those of the names that only PPO by `train()` has."""
+    kinds = {"step": (Options, PPOConfig), "train": (PPOTrainConfig, ScriptArguments, ModelConfig)}
+    known = {form: {f.name for kind in each for f in fields(kind)} for form, each in kinds.items()}
+    return sorted(names & known["train"] - known["step"] - {"local_rank"})
+
+
 def offline_task(options: Options, seed: int) -> Task:
     splits = read_reviews(Path(options.dataset))
     reward, judge = splits.reward, splits.judge
@@ -139,26 +157,18 @@ def refuse_offline_options(options: Options) -> None:
 
 
 def hub_task(config: PPOConfig, options: Options) -> Task:
-    from datasets import load_dataset
-
     tokenizer = AutoTokenizer.from_pretrained(
         config.model_name, trust_remote_code=options.trust_remote_code
     )
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    data = load_dataset(config.query_dataset, split="train")
+    data = load(config.query_dataset, split="train")
     column = "text" if "text" in data.column_names else "review"
     texts = [text for text in data[column] if len(text) > 200]
-    kind, model = config.reward_model.split(":", 1)
-    classify = pipeline(kind, model=model, top_k=None, function_to_apply="none", batch_size=16)
-
-    def score(replies: list[str]) -> list[float]:
-        return [
-            next(label["score"] for label in labels if label["label"] == "POSITIVE")
-            for labels in classify(replies)
-        ]
-
+    score = scorer(config.reward_model, None, PartialState().device)
     rows = make_rows(tokenizer, texts, 2, 8)
-    return Task(tokenizer, config.model_name, rows[256:], rows[:256], score, None, new_tokens=32)
+    held_out = min(256, len(rows) // 4)
+    rest, test = rows[held_out:], rows[:held_out]
+    return Task(tokenizer, config.model_name, rest, test, score, None, new_tokens=32)
 
 
 def make_model(task: Task, options: Options) -> Any:
@@ -270,10 +280,23 @@ def report(
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     words = sys.argv[1:] if argv is None else argv
-    offline = any(w.split("=")[0] in ("--dataset", "--args.dataset") for w in words)
+    names = {name.removeprefix("args.") for name in names_given(words)}
+    others = flags_of_train_form(names)
+    if "dataset_name" in others:
+        import ppo_train
+
+        return ppo_train.main(words)
+    if others:
+        raise SystemExit(
+            f"--{others[0]} is a flag of PPO by train(), which needs --dataset_name too; those of "
+            "PPO by step() are in --help"
+        )
+    offline = bool(names & {"dataset", "smoke"})
     defaults = OFFLINE_DEFAULTS if offline else HUB_DEFAULTS
+    if "smoke" in names:
+        defaults = defaults | SMOKE_DEFAULTS
     options, config = parse(Options, defaults, words, __doc__.split("\n")[0])
     if options.use_seq2seq and offline:
         raise SystemExit(
@@ -284,6 +307,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     set_seed(config.seed)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    console.quiet = not PartialState().is_main_process
+    if offline and options.dataset is None:
+        options = replace(options, dataset=made_up.reviews(folder / "rows"))
     model_seed = config.seed if options.model_seed is None else options.model_seed
     task = offline_task(options, model_seed) if offline else hub_task(config, options)
     trainer = PPOTrainer(
@@ -293,18 +319,34 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         dataset=PromptRows(task.rows),
         data_collator=lambda rows: {key: [row[key] for row in rows] for key in rows[0]},
     )
-    before, texts_before = evaluate(trainer, task)
+    first = evaluate(trainer, task)
     default_steps = 2 if options.smoke else 80 if offline else len(trainer.dataloader)
     steps = options.max_steps or default_steps
+    main_process = trainer.accelerator.is_main_process
     start = time.perf_counter()
-    history = train(trainer, task, steps, folder / "log.jsonl")
+    history = train(
+        trainer, task, steps, folder / "log.jsonl" if main_process else Path(os.devnull)
+    )
     seconds = time.perf_counter() - start
-    after, texts_after = evaluate(trainer, task)
-    trainer.save_pretrained(folder / "checkpoint")
-    kl = history[-1]["objective/kl"]
-    text = report(before, after, (texts_before, texts_after), kl)
+    last = evaluate(trainer, task)
+    summary = {"before": first[0], "after": last[0], "kl": history[-1]["objective/kl"]}
+    summary |= {"ppo_seconds": seconds, "processes": trainer.accelerator.num_processes}
+    if main_process:
+        trainer.save_pretrained(folder / "checkpoint")
+        write(folder, summary, (first[1], last[1]), history)
+    trainer.accelerator.end_training()
+    return summary
+
+
+def write(
+    folder: Path,
+    summary: dict[str, Any],
+    texts: tuple[list[str], list[str]],
+    history: list[dict[str, float]],
+) -> None:
+    """report.md, summary.json and curves.png."""
+    text = report(summary["before"], summary["after"], texts, summary["kl"])
     (folder / "report.md").write_text(text)
-    summary = {"before": before, "after": after, "kl": kl, "ppo_seconds": seconds}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     panels = {
         "reward (logit of “positive”)": "reward",
@@ -316,7 +358,6 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     title = "PPO towards positive film reviews"
     save_curves(folder / "curves.png", title, curves, axis_label="PPO step")
     console.print(text)
-    return {"before": before, "after": after}
 
 
 class PromptRows(torch.utils.data.Dataset):
