@@ -6,6 +6,7 @@ from __future__ import annotations
 from fastrl.train.callbacks.bema import BEMACallback
 from fastrl.train.callbacks.log_completions import LogCompletionsCallback
 from fastrl.train.callbacks.log_file import LogFileCallback
+from fastrl.train.callbacks.merge_model import MergeModelCallback
 from fastrl.train.callbacks.rich_progress import RichProgressCallback
 from fastrl.train.callbacks.sync_ref import SyncRefModelCallback
 from fastrl.train.callbacks.weave import WeaveCallback
@@ -15,6 +16,7 @@ __all__ = [
     "BEMACallback",
     "LogCompletionsCallback",
     "LogFileCallback",
+    "MergeModelCallback",
     "RichProgressCallback",
     "SyncRefModelCallback",
     "WeaveCallback",
