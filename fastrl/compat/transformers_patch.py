@@ -125,11 +125,22 @@ def _loads(respell: Callable[[dict], dict], *classes: str) -> Callable[[ModuleTy
 
     def patch(module: ModuleType) -> None:
         for name in classes:
-            cls = getattr(module, name)
-            plain = vars(cls)["from_pretrained"].__func__
-            _set(cls, "from_pretrained", classmethod(_respelled(plain, respell)))
+            _patch_loading(getattr(module, name), respell)
 
     return patch
+
+
+def _patch_loading(cls: type, respell: Callable[[dict], dict]) -> None:
+    plain = vars(cls)["from_pretrained"].__func__
+    _set(cls, "from_pretrained", classmethod(_respelled(plain, respell)))
+
+
+def _auto_models(module: ModuleType) -> None:
+    """`from_pretrained` of the auto classes, each of which has a copy of its own."""
+    for cls in list(vars(module).values()):
+        own = isinstance(cls, type) and cls.__module__ == module.__name__
+        if own and "from_pretrained" in vars(cls):
+            _patch_loading(cls, _old_loading)
 
 
 def _pipelines(module: ModuleType) -> None:
@@ -186,7 +197,7 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "transformers.training_args_seq2seq": _training_arguments,
     "transformers.hf_argparser": _parser,
     "transformers.modeling_utils": _loads(_old_loading, "PreTrainedModel"),
-    "transformers.models.auto.auto_factory": _loads(_old_loading, "_BaseAutoModelClass"),
+    "transformers.models.auto.modeling_auto": _auto_models,
     "transformers.models.auto.tokenization_auto": _loads(_old_token, "AutoTokenizer"),
     "transformers.models.auto.configuration_auto": _loads(_old_token, "AutoConfig"),
     "transformers.models.auto.processing_auto": _loads(_old_token, "AutoProcessor"),

@@ -77,7 +77,7 @@ def test_names_that_are_not_there(trl):
     with pytest.raises(ImportError, match="Nope"):
         from trl import Nope  # noqa: F401
     with pytest.raises(ModuleNotFoundError, match="nope"):
-        import trl.nope  # noqa: F401
+        import trl.nope
     assert not hasattr(trl, "nope")
     assert importlib.util.find_spec("trl.nope") is None
 
