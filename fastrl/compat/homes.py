@@ -87,6 +87,7 @@ _NAMES = {
     "fastrl.train.callbacks.merge_model": "MergeModelCallback",
     "fastrl.train.callbacks.win_rate": "WinRateCallback",
     "fastrl.train.device_cache": "PPODecorators",
+    "fastrl.train.merging": "MergeConfig merge_models upload_model_to_hf",
     "fastrl.train.model_config": """ModelConfig get_kbit_device_map get_peft_config
         get_quantization_config""",
     "fastrl.train.moments": "RunningMoments",

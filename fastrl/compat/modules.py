@@ -106,7 +106,7 @@ _PATHS: dict[str, str] = {
     "experimental.judges": _JUDGES,
     "experimental.judges.judges": _JUDGES,
     "experimental.kto": "KTOConfig KTOTrainer",
-    "experimental.merge_model_callback": "MergeModelCallback",
+    "experimental.merge_model_callback": "MergeConfig MergeModelCallback merge_models",
     "experimental.online_dpo": "OnlineDPOConfig OnlineDPOTrainer",
     "experimental.online_dpo.online_dpo_config": "OnlineDPOConfig",
     "experimental.online_dpo.online_dpo_trainer": "OnlineDPOTrainer",
@@ -122,6 +122,7 @@ _PATHS: dict[str, str] = {
     "extras.best_of_n_sampler": "BestOfNSampler",
     "extras.dataset_formatting": _FORMATTING,
     "import_utils": " ".join(n for n in HOMES if HOMES[n] == "fastrl.compat.availability"),
+    "mergekit_utils": "MergeConfig merge_models upload_model_to_hf",
     "models": f"""{_VALUE_HEADS} PreTrainedModelWrapper SUPPORTED_ARCHITECTURES
         clone_chat_template create_reference_model setup_chat_format
         unwrap_model_for_generation""",
