@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fastrl.algos.dpo_losses import DIVERGENCES, LOSSES, OF_MARGIN
-from fastrl.legacy.dpo import DPO_FIELDS
+from fastrl.legacy.dpo import DPO_DEFAULTS, DPO_FIELDS
 from fastrl.legacy.fields import accepts_legacy_fields
 from fastrl.train.config import require_choice
 from fastrl.train.preference_config import PreferenceConfig
@@ -27,7 +27,7 @@ class FDivergenceConstants:
     ALPHA_DIVERGENCE_COEF_DEFAULT = 1.0
 
 
-@accepts_legacy_fields(DPO_FIELDS)
+@accepts_legacy_fields(DPO_FIELDS, DPO_DEFAULTS)
 @dataclass
 class DPOConfig(PreferenceConfig):
     """Arguments of `DPOTrainer`; field names and defaults are those of TRL 1.16.

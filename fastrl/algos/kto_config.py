@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fastrl.legacy.fields import accepts_legacy_fields
-from fastrl.legacy.kto import KTO_FIELDS
+from fastrl.legacy.kto import KTO_DEFAULTS, KTO_FIELDS
 from fastrl.train.config import require_choice
 from fastrl.train.preference_config import PreferenceConfig
 
 LOSSES = ("kto", "apo_zero_unpaired")
 
 
-@accepts_legacy_fields(KTO_FIELDS)
+@accepts_legacy_fields(KTO_FIELDS, KTO_DEFAULTS)
 @dataclass
 class KTOConfig(PreferenceConfig):
     """Arguments of `KTOTrainer`; field names and defaults are those of TRL 1.16.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastrl.legacy.fields import accepts_legacy_fields
-from fastrl.legacy.online_dpo import ONLINE_DPO_FIELDS
+from fastrl.legacy.online_dpo import ONLINE_DPO_DEFAULTS, ONLINE_DPO_FIELDS
 from fastrl.train.config import require_choice
 from fastrl.train.online_config import OnlineConfig, require_positive
 
@@ -16,7 +16,7 @@ LOSS_TYPES = ("sigmoid", "ipo")
 PAIR = 2  # answers to a prompt
 
 
-@accepts_legacy_fields(ONLINE_DPO_FIELDS)
+@accepts_legacy_fields(ONLINE_DPO_FIELDS, ONLINE_DPO_DEFAULTS)
 @dataclass
 class OnlineDPOConfig(OnlineConfig):
     """Arguments of `OnlineDPOTrainer`; field names and defaults are those of TRL 1.16.

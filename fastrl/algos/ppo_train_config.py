@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fastrl.legacy.fields import accepts_legacy_fields
+from fastrl.legacy.ppo import PPO_TRAIN_DEFAULTS
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
 from fastrl.train.config import BaseConfig, require_choice
 
@@ -43,7 +44,7 @@ _COUNTS = {
 _NO_PREDICTIONS = "evaluate answers prompts and scores the answers; it predicts nothing"
 
 
-@accepts_legacy_fields(TRAINING_ARGUMENTS)
+@accepts_legacy_fields(TRAINING_ARGUMENTS, PPO_TRAIN_DEFAULTS)
 @dataclass
 class PPOTrainConfig(BaseConfig):
     """Settings of `PPOTrainer` with a reward model and a value model; `PPOConfig` makes them too.

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fastrl.legacy.fields import accepts_legacy_fields
-from fastrl.legacy.reward import REWARD_FIELDS
+from fastrl.legacy.reward import REWARD_DEFAULTS, REWARD_FIELDS
 from fastrl.train.config import OfflineConfig
 
 
-@accepts_legacy_fields(REWARD_FIELDS)
+@accepts_legacy_fields(REWARD_FIELDS, REWARD_DEFAULTS)
 @dataclass
 class RewardConfig(OfflineConfig):
     """Arguments of `RewardTrainer`; field names and defaults are those of TRL 1.16."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fastrl.legacy.fields import accepts_legacy_fields
-from fastrl.legacy.online import RLOO_FIELDS
+from fastrl.legacy.online import RLOO_DEFAULTS, RLOO_FIELDS
 from fastrl.train.online_config import OnlineConfig
 
 
-@accepts_legacy_fields(RLOO_FIELDS)
+@accepts_legacy_fields(RLOO_FIELDS, RLOO_DEFAULTS)
 @dataclass
 class RLOOConfig(OnlineConfig):
     """Arguments of `RLOOTrainer`; field names and defaults are those of TRL 1.16.

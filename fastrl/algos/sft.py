@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from fastrl.algos.sft_config import SFTConfig
 from fastrl.data.collate import DataCollatorForLanguageModeling
 from fastrl.data.constant_length import ConstantLengthDataset
+from fastrl.data.prepare_legacy import texts_of_sft
 from fastrl.data.prepare_sft import prepare_sft
 from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.sft import SFT
@@ -69,6 +70,7 @@ class SFTTrainer(Trainer):
     _name = "SFT"
     _tag_names = ("fastrl", "sft")
     counts_labels = True
+    _api_generation = "1"
 
     def __init__(
         self,
@@ -167,7 +169,12 @@ class SFTTrainer(Trainer):
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             return dataset
         packing = args.packing if name == "train" else args.eval_packing
-        return prepare_sft(dataset, tokenizer, args, self._formatting_func, name, packing)
+        modern = self._api_generation == "1"
+        if not modern and self._formatting_func is None:
+            dataset = texts_of_sft(dataset, tokenizer, args.dataset_text_field, name)
+        return prepare_sft(
+            dataset, tokenizer, args, self._formatting_func, name, packing, end_with_eos=modern
+        )
 
     def prepare_eval_dataset(self, dataset: Any) -> Any:
         """As the evaluation dataset given at construction."""

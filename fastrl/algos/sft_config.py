@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fastrl.legacy.fields import accepts_legacy_fields
-from fastrl.legacy.sft import SFT_FIELDS
+from fastrl.legacy.sft import SFT_DEFAULTS, SFT_FIELDS
 from fastrl.train.config import OfflineConfig, require_choice
 
 LOSSES = ("nll", "dft")
 PACKINGS = ("bfd", "bfd_split", "wrapped")
 
 
-@accepts_legacy_fields(SFT_FIELDS)
+@accepts_legacy_fields(SFT_FIELDS, SFT_DEFAULTS)
 @dataclass
 class SFTConfig(OfflineConfig):
     """Arguments of `SFTTrainer`; field names and defaults are those of TRL 1.16.

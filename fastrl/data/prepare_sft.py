@@ -235,6 +235,7 @@ def prepare_sft(
     formatting_func: Callable[[Any], Any] | None = None,
     name: str = "train",
     packing: bool | None = None,
+    end_with_eos: bool = True,
 ) -> Dataset | IterableDataset:
     """Tokens and labels of every row, as TRL 1.16's SFTTrainer prepares them.
 
@@ -254,6 +255,8 @@ def prepare_sft(
         name: what to call the dataset; `train` takes `args.packing`, others `args.eval_packing`
             where that is set.
         packing: overrides both.
+        end_with_eos: whether plain texts that are not packed get the end-of-sequence token, as they
+            did not up to TRL 0.11.
 
     Returns:
         Columns `input_ids` and `labels`, after `bfd` packing also `seq_lengths`; all others too if
@@ -273,7 +276,7 @@ def prepare_sft(
         processing_class=processing_class,
         assistant_only=args.assistant_only_loss,
         chat_template=_marking(processing_class) if args.assistant_only_loss else None,
-        eos=_eos(processing_class, layout),
+        eos=_eos(processing_class, layout) if end_with_eos or packing else None,
         **layout,
         **_window(args, packing),
     )

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 from transformers import TrainingArguments
 
 from fastrl.legacy import closest
-from fastrl.legacy.changes import Settled, Table, settle
+from fastrl.legacy.changes import Renamed, Settled, Table, settle
+from fastrl.legacy.generation import pinned
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -78,6 +79,7 @@ _LOOKS: dict[str, Callable[[Any], bool]] = {
     "callbacks": lambda value: isinstance(value, list),
     "compute_loss_func": _is_function,
     "compute_metrics": _is_function,
+    "config": _is_config,
     "data_collator": _is_function,
     "dataset_text_field": _is_text,
     "eval_dataset": _is_rows,
@@ -85,6 +87,7 @@ _LOOKS: dict[str, Callable[[Any], bool]] = {
     "loss_type": _is_text,
     "max_length": _is_number,
     "max_seq_length": _is_number,
+    "model": lambda value: not _is_config(value),
     "model_init": _is_function,
     "optimizer_cls_and_kwargs": lambda value: isinstance(value, tuple),
     "optimizers": lambda value: isinstance(value, tuple),
@@ -121,18 +124,34 @@ class _Call:
 
     def by_name(self, values: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[dict, bool]:
         """(all arguments by name, whether the positional ones came in the old order)."""
-        order: Sequence[str] = self.names
-        old = False
-        modern_misfit = misfit(self.names, values)
-        if modern_misfit is not None:
-            if misfit(self.table.order, values) is not None:
-                raise TypeError(f"{self.owner}: {modern_misfit}")
-            order, old = self.table.order, True
+        order, old = self._order(values)
         given = dict(zip(order, values, strict=False))
         twice = sorted(given.keys() & keywords.keys())
         if twice:
             raise TypeError(f"{self.owner} got {twice[0]}= twice, by position and by name")
         return given | dict(keywords), old
+
+    def _order(self, values: Sequence[Any]) -> tuple[Sequence[str], bool]:
+        """(the order these values are in, whether it is the old one): today's if both fit."""
+        problem = misfit(self.names, values)
+        fits_old = misfit(self.table.order, values) is None
+        if problem is None and not (fits_old and self.pinned() and self._parts(len(values))):
+            return self.names, False
+        if not fits_old:
+            raise TypeError(f"{self.owner}: {problem}")
+        return self.table.order, True
+
+    def _parts(self, count: int) -> bool:
+        """Whether the two orders differ within so many arguments, renamings aside."""
+        changes = (self.table.changes.get(name) for name in self.table.order[:count])
+        renamed = [change.new if isinstance(change, Renamed) else None for change in changes]
+        today = [new or old for new, old in zip(renamed, self.table.order, strict=False)]
+        return today != list(self.names[:count])
+
+    def pinned(self) -> str | None:
+        """The generation before today's that is pinned, if this trainer had other defaults then."""
+        generation = pinned()
+        return generation if generation in getattr(self.config, "_was_defaults", {}) else None
 
     def check_known(self, names: Sequence[str]) -> None:
         """Raise TypeError for the first name that no release knew."""
@@ -159,9 +178,14 @@ class _Call:
             if known.get(new) is not None:
                 raise TypeError(f"{self.owner} got {new}= both by that name and by an older one")
             known[new] = value
-        if not settled.told and not old_order:
-            return known | more, "1"
         own = isinstance(known.get("args"), self.config)
+        if not settled.told and not old_order:
+            generation = self.pinned()
+            if generation is None:
+                return known | more, "1"
+            if not own:
+                known["args"] = self._config(known.get("args"), settled)
+            return known | more, "0.11" if own else generation
         known["args"] = self._config(known.get("args"), settled)
         if old_order:
             settled.told.insert(0, "pass what follows the model by name (its order has changed)")
@@ -190,14 +214,16 @@ class _Call:
 def accepts_legacy(table: LegacyInit, config: type) -> Callable[[_Class], _Class]:
     """Class decorator: the constructor also takes the calls of TRL 0.7 to 0.11.
 
-    Positional arguments are read in today's order if their types fit it and in the old one if not.
+    Positional arguments are read in today's order if their types fit it and in the old one if not;
+    `set_api` pinning an older generation has the old one where both fit.
     `tokenizer=` is `processing_class=`; arguments that became fields go into a copy of `args` and
     win over it; each legacy call warns once (FutureWarning) and names every new spelling. Calls in
     today's spelling pass through untouched.
 
     The instance's `_api_generation` ("0.7", "0.11" or "1") says what the call was written for,
     before the constructor runs: "0.7" is a legacy call whose `args` is none of the trainer's own
-    config class. `tokenizer` reads and sets `processing_class`.
+    config class. A call that fits all of them is of the generation that is pinned. `tokenizer`
+    reads and sets `processing_class`.
 
     Args:
         table: the old spellings.

@@ -5,11 +5,19 @@ from __future__ import annotations
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Ignored, Moved, Refused, Table
 from fastrl.legacy.pairs import PAIRED_ARGUMENTS, PAIRED_FIELDS
-from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _LOSSES = {"aot_pair": "aot_unpaired"}  # the same loss under the name that says what it compares
 _NO_REFERENCE = "a loss without a reference is CPO's or ORPO's"
 _GIVEN_IS_USED = "a ref_model that is given is used"
+
+_DEFAULTS = {
+    "f_alpha_divergence_coef": 1.0,
+    "max_length": 512,
+    "ref_model_mixup_alpha": 0.9,
+    "ref_model_sync_steps": 64,
+    "truncation_mode": "keep_end",
+}
 
 DPO = LegacyInit(
     order=(
@@ -56,8 +64,10 @@ DPO = LegacyInit(
         "reference_free": Refused(_NO_REFERENCE),
         "truncation_mode": Moved("truncation_mode"),
     },
-    defaults={"max_length": 512},
+    defaults=_DEFAULTS,
 )
+
+DPO_DEFAULTS = defaults_of(**_DEFAULTS)
 
 DPO_FIELDS: Table = {
     **TRAINING_ARGUMENTS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Ignored, Table
 from fastrl.legacy.pairs import PAIRED_ARGUMENTS, PAIRED_FIELDS
-from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 KTO = LegacyInit(
     order=(
@@ -29,6 +29,8 @@ KTO = LegacyInit(
     defaults={"max_length": 512},
     first="0.11",
 )
+
+KTO_DEFAULTS = defaults_of(learning_rate=5e-7, max_length=512)
 
 KTO_FIELDS: Table = {
     **TRAINING_ARGUMENTS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Ignored, Refused, Renamed, Table
-from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _ORDER = (
     "model",
@@ -44,9 +44,20 @@ GRPO_FIELDS: Table = {
     "use_liger_loss": Ignored("the loss is always computed without keeping the logits"),
 }
 
-# TRL 0.11's took (config, tokenizer, policy, ref_policy, reward_model, train_dataset, …).
+
 RLOO = LegacyInit(
-    order=_ORDER,
+    order=(
+        "config",
+        "tokenizer",
+        "policy",
+        "ref_policy",
+        "reward_model",
+        "train_dataset",
+        "data_collator",
+        "eval_dataset",
+        "optimizers",
+        "callbacks",
+    ),
     changes={
         "config": Renamed("args"),
         "data_collator": Refused("rows are taken as they are; prepare them in the dataset"),
@@ -57,6 +68,8 @@ RLOO = LegacyInit(
     },
     first="0.11",
 )
+
+RLOO_DEFAULTS = defaults_of(max_completion_length=53, num_iterations=4, temperature=0.7)
 
 RLOO_FIELDS: Table = {
     **_BOTH,

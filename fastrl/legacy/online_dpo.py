@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Ignored, Renamed, Table
-from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 ONLINE_DPO = LegacyInit(
     order=(
@@ -30,6 +30,8 @@ ONLINE_DPO = LegacyInit(
     },
     first="0.11",
 )
+
+ONLINE_DPO_DEFAULTS = defaults_of(learning_rate=5e-7)
 
 ONLINE_DPO_FIELDS: Table = {
     **TRAINING_ARGUMENTS,

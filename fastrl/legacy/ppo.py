@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Renamed
+from fastrl.legacy.training_arguments import defaults_of
 
 PPO_TRAIN = LegacyInit(
     order=(
@@ -27,3 +28,6 @@ PPO_TRAIN = LegacyInit(
     },
     first="0.11",
 )
+
+# Every batch was logged, whatever `logging_steps` was.
+PPO_TRAIN_DEFAULTS = defaults_of(logging_steps=1)

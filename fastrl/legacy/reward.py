@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Moved, Refused, Renamed, Table
-from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 REWARD = LegacyInit(
     order=(
@@ -29,5 +29,7 @@ REWARD = LegacyInit(
     },
     defaults={"max_length": None},  # rows came tokenised and were never cut or dropped
 )
+
+REWARD_DEFAULTS = defaults_of(max_length=None)
 
 REWARD_FIELDS: Table = TRAINING_ARGUMENTS

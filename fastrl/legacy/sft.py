@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Ignored, Moved, Refused, Renamed, Table
-from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _PACKS_EXACTLY = "packing works on token counts, in one pass over the dataset"
+
+_DEFAULTS = {"packing_strategy": "wrapped"}  # rows run on from block to block, as they did
 
 SFT = LegacyInit(
     order=(
@@ -52,8 +54,10 @@ SFT = LegacyInit(
         "dataset_kwargs": Moved("dataset_kwargs"),
         "eval_packing": Moved("eval_packing"),
     },
-    defaults={"packing_strategy": "wrapped"},  # rows run on from block to block, as they did
+    defaults=_DEFAULTS,
 )
+
+SFT_DEFAULTS = defaults_of(**_DEFAULTS)
 
 SFT_FIELDS: Table = {
     **TRAINING_ARGUMENTS,

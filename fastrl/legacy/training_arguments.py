@@ -28,6 +28,21 @@ def _warmup(share: float) -> dict[str, Any]:
     return {"warmup_steps": min(share, 1 - 1e-9)} if share else {}
 
 
+# Defaults of `TrainingArguments`, which the configs had while they set none of their own.
+DEFAULTS: dict[str, Any] = {
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "learning_rate": 5e-5,
+    "logging_nan_inf_filter": True,
+    "logging_steps": 500,
+}
+
+
+def defaults_of(**own: Any) -> dict[str, dict[str, Any]]:
+    """Generation -> the defaults that a config had then: those above, and these of its own."""
+    return dict.fromkeys(("0.7", "0.11"), DEFAULTS | own)
+
+
 TRAINING_ARGUMENTS: Table = {
     "adafactor": Converted(_optimizer, "optim='adafactor'"),
     "dispatch_batches": Refused("write accelerator_config={'dispatch_batches': ...}", ()),

@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from fastrl.data.prepare_legacy import begin_with_bos
 from fastrl.models import adapters
 from fastrl.train import setup
 from fastrl.train.batch import Batch
@@ -47,6 +48,7 @@ class PreferenceTrainer(Trainer):
 
     _config: ClassVar[type[PreferenceConfig]]
     _prepare: Callable[[Any, Any, Any, str], Any]
+    _api_generation = "1"
 
     def __init__(
         self,
@@ -69,19 +71,26 @@ class PreferenceTrainer(Trainer):
         model, reference, tokenizer = self._assemble(
             model, ref_model, args, processing_class, quantization_config, peft_config
         )
-        prepare = type(self)._prepare
         super().__init__(
             model,
             args,
             data_collator or self._collator(tokenizer, args),
-            prepare(train_dataset, tokenizer, args, "train"),
-            setup.each(eval_dataset, lambda rows: prepare(rows, tokenizer, args, "eval")),
+            self._prepared(train_dataset, tokenizer, args, "train"),
+            setup.each(eval_dataset, lambda rows: self._prepared(rows, tokenizer, args, "eval")),
             tokenizer,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         self._start_reference(reference)
+
+    def _prepared(
+        self, dataset: Any, tokenizer: PreTrainedTokenizerBase, args: Any, name: str
+    ) -> Any:
+        """Token ids; in a call as of TRL 0.7 or 0.11 every prompt begins with BOS, as it did."""
+        if self._api_generation != "1":
+            dataset = begin_with_bos(dataset, tokenizer, name)
+        return type(self)._prepare(dataset, tokenizer, args, name)
 
     def _collator(self, tokenizer: PreTrainedTokenizerBase, args: Any) -> Any:
         raise NotImplementedError
@@ -143,7 +152,7 @@ class PreferenceTrainer(Trainer):
 
     def prepare_eval_dataset(self, dataset: Any) -> Any:
         """As the evaluation dataset given at construction."""
-        rows = type(self)._prepare(dataset, self.processing_class, self.args, "eval")
+        rows = self._prepared(dataset, self.processing_class, self.args, "eval")
         if not self.args.precompute_ref_log_probs:
             return rows
         gone = self.ref_model is None and not adapters.is_peft(self.model)

@@ -56,6 +56,9 @@ class DPOConfig(Own, TrainingArguments):
     max_length: int | None = 1024
     truncation_mode: str = "keep_start"
     disable_dropout: bool = True
+    f_alpha_divergence_coef: float = 0.5
+    ref_model_mixup_alpha: float = 0.6
+    ref_model_sync_steps: int = 512
 
 
 class Recorder:
