@@ -26,6 +26,16 @@ class IterativeSFTConfig(BaseConfig):
         "model_init_kwargs",
     ]
 
+    _NO_PART: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        **BaseConfig._NO_PART,
+        "auto_find_batch_size": ((False,), "lower per_device_train_batch_size instead"),
+        "eval_delay": ((0, None), "evaluate when you like, between two calls of step()"),
+        "eval_on_start": ((False,), "call evaluate() before the first step()"),
+        "load_best_model_at_end": ((False,), "step() saves nothing"),
+        "torch_empty_cache_steps": ((None,), "optimize_device_cache empties it"),
+        "train_sampling_strategy": (("random",), "step() shuffles the rows it is given"),
+    }
+
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Keywords of from_pretrained, where the model is given by name."},

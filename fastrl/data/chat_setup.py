@@ -16,6 +16,18 @@ _CHATML = (
     "{%- if add_generation_prompt -%}{{- bos_token + 'assistant\\n' -}}{%- endif -%}"
 )
 
+# What TRL's scripts give a base model without a template: who speaks, by name; or what is said
+# alone, ended by the end-of-sequence token.
+SIMPLE_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- message['role'].capitalize() ~ ': ' ~ message['content'] ~ '\\n\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
+)
+SIMPLE_SFT_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}{{- ' ' ~ message['content'] -}}{%- endfor -%}{{- eos_token -}}"
+)
+
 
 @dataclass
 class ChatMlSpecialTokens:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from fastrl.ops.classic import first_true_indices
+
 Ids = dict[str, list[int]]
 
 
@@ -90,14 +92,6 @@ def flush_right(mask: torch.Tensor, *tensors: torch.Tensor) -> Any:
     if not tensors:
         return flipped.flip(1)
     return tuple(tensor.flip(1) for tensor in flipped)
-
-
-def first_true_indices(bools: torch.Tensor, dtype: torch.dtype = torch.long) -> torch.Tensor:
-    """(...) of the given dtype: where in (..., T) the first True is, T where there is none."""
-    width = bools.shape[-1]
-    column = torch.arange(width, device=bools.device)
-    absent = column.new_full((*bools.shape[:-1], 1), width)
-    return torch.cat([column.where(bools.bool(), width), absent], -1).amin(-1).to(dtype)
 
 
 def truncate_right(

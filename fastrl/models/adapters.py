@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from fastrl.models import checkpoint
 
 CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def available() -> bool:
@@ -139,3 +143,68 @@ def add_reward_adapter(
     score = nn.Linear(width, labels, bias="bias" in parts, device=first.device)
     score.load_state_dict(parts)
     return score.to(first.dtype).requires_grad_(False)
+
+
+def peft_module_casting_to_bf16(model: nn.Module) -> None:
+    """Cast a quantised model's adapters and fp32 embeddings and head to bf16, its norms to fp32.
+
+    That is how QLoRA trains (arXiv 2305.14314, section 3).
+
+    Args:
+        model: a PEFT model; changed in place.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            module.to(torch.bfloat16)
+        elif isinstance(module, nn.LayerNorm) or "norm" in name:
+            module.to(torch.float32)
+        elif any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe")):
+            weight = getattr(module, "weight", None)
+            if weight is not None and weight.dtype == torch.float32:
+                module.to(torch.bfloat16)
+
+
+@contextmanager
+def use_adapter(model: Any, adapter_name: str | None) -> Iterator[None]:
+    """Inside, another of a PEFT model's adapters is active, or none at all for None.
+
+    Afterwards the one that was active is again, and what was trained is.
+
+    Args:
+        model: a PEFT model.
+        adapter_name: one of `model.peft_config`.
+
+    Raises:
+        ValueError: it has no such adapter.
+    """
+    if adapter_name is None:
+        with model.disable_adapter():
+            yield
+        return
+    if adapter_name not in model.peft_config:
+        raise ValueError(
+            f"adapter_name={adapter_name!r} names no adapter of the model, which has "
+            f"{list(model.peft_config)}"
+        )
+    active = model.active_adapter
+    trained = {p: p.requires_grad for p in model.parameters()}
+    model.set_adapter(adapter_name)
+    try:
+        yield
+    finally:
+        model.set_adapter(active)
+        for parameter, wanted in trained.items():  # PEFT lets what it activates be trained
+            parameter.requires_grad_(wanted)
+
+
+def keep_score(folder: Path, score: nn.Linear) -> None:
+    """Add the scoring head to a reward adapter that was saved without it, if it was saved there."""
+    key = "base_model.model.score."
+    head = {key + name: tensor.cpu().contiguous() for name, tensor in score.state_dict().items()}
+    safe, plain = (folder / name for name in _WEIGHTS)
+    if safe.exists():
+        save_file(load_file(safe) | head, safe, metadata={"format": "pt"})
+    elif plain.exists():
+        torch.save(torch.load(plain, weights_only=True) | head, plain)

@@ -24,6 +24,23 @@ def active(model: PreTrainedModel) -> bool:
     return embeddings.training and getattr(embeddings, _ALPHA, None) is not None
 
 
+def neftune_post_forward_hook(module: nn.Module, input: Any, output: torch.Tensor) -> torch.Tensor:
+    """A forward hook of embeddings (B, T, D): in training mode, noise within ±alpha / sqrt(T D).
+
+    `module.register_forward_hook(neftune_post_forward_hook)` with `module.neftune_noise_alpha` set
+    is what the trainers' `neftune_noise_alpha` does by itself, there by each row's own length.
+
+    Args:
+        module: the embeddings.
+        input: not read.
+        output: what they gave.
+    """
+    if not module.training:
+        return output
+    bound = getattr(module, _ALPHA) / (output.shape[1] * output.shape[2]) ** 0.5
+    return output + torch.empty_like(output).uniform_(-bound, bound)
+
+
 @contextmanager
 def by_span(model: PreTrainedModel, lengths: np.ndarray) -> Iterator[None]:
     """Inside, the noise of a token is bounded by alpha / sqrt(L D), L being its span's length.

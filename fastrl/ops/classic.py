@@ -206,6 +206,14 @@ def pad_to_size(
     return functional.pad(tensor, behind, value=padding)
 
 
+def first_true_indices(bools: torch.Tensor, dtype: torch.dtype = torch.long) -> torch.Tensor:
+    """(...) of the given dtype: where in (..., T) the first True is, T where there is none."""
+    width = bools.shape[-1]
+    column = torch.arange(width, device=bools.device)
+    absent = column.new_full((*bools.shape[:-1], 1), width)
+    return torch.cat([column.where(bools.bool(), width), absent], -1).amin(-1).to(dtype)
+
+
 def top_k_top_p_filtering(
     logits: torch.Tensor,
     top_k: int = 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
@@ -33,8 +34,7 @@ print(judge("a question and an answer")[0]["score"])""",
 }
 
 
-def write(
-    folder: Path,
+def made(
     title: str,
     base: str | None,
     dataset: str | None,
@@ -42,11 +42,12 @@ def write(
     method: str,
     paper: Mapping[str, str],
     task: str = "text-generation",
-) -> None:
-    """Write the card.
+    name: str | None = None,
+    notes: str = "",
+) -> ModelCard:
+    """The card of a trained model.
 
     Args:
-        folder: where README.md goes.
         title: the model's name.
         base: name or path of the model it started from; a local path is not shown.
         dataset: name of the dataset.
@@ -54,6 +55,8 @@ def write(
         method: name of the algorithm.
         paper: `title` and `id` (of arXiv) of its paper; may be empty.
         task: what the model does, as transformers' pipelines name it.
+        name: what it is loaded by; None: the title.
+        notes: Markdown that comes after the paper, each paragraph ended by an empty line.
     """
     if base is not None and Path(base).exists():
         base = None
@@ -73,9 +76,87 @@ def write(
         title=title,
         origin=origin,
         method=method,
-        use=_USE[task].format(title=title),
-        paper=source,
+        use=_USE[task].format(title=name or title),
+        paper=source + notes,
         transformers_version=transformers.__version__,
     )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{body}")
+
+
+def write(folder: Path, **about: Any) -> None:
+    """Write the card of `made(**about)` to `folder/README.md`."""
+    card = made(**about)
     folder.mkdir(parents=True, exist_ok=True)
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{body}").save(folder / "README.md")
+    card.save(folder / "README.md")
+
+
+def generate_model_card(
+    base_model: str | None,
+    model_name: str,
+    hub_model_id: str,
+    dataset_name: str | None,
+    tags: Sequence[str],
+    wandb_url: str | None = None,
+    trackio_url: str | None = None,
+    trainer_name: str = "fine-tuning",
+    trainer_citation: str | None = None,
+    template_file: str | None = None,
+    paper_title: str | None = None,
+    paper_id: str | None = None,
+    comet_url: str | None = None,
+) -> ModelCard:
+    """A model card, under TRL's arguments.
+
+    Args:
+        base_model: the model that was trained.
+        model_name: the card's title.
+        hub_model_id: what the model is loaded by.
+        dataset_name: what it was trained on.
+        tags: for the hub.
+        wandb_url, trackio_url, comet_url: where the run can be looked at.
+        trainer_name: the method.
+        trainer_citation: BibTeX of it.
+        template_file: must be None; there is one form, which names fastrl.
+        paper_title, paper_id: of the method, its id on arXiv.
+
+    Raises:
+        ValueError: for a template_file.
+    """
+    if template_file is not None:
+        raise ValueError(
+            f"template_file={template_file!r} belongs to another library; leave it out, or use "
+            "huggingface_hub.ModelCard.from_template"
+        )
+    runs = {"Weights & Biases": wandb_url, "Trackio": trackio_url, "Comet": comet_url}
+    notes = "".join(f"Run: [{where}]({url}).\n\n" for where, url in runs.items() if url)
+    if trainer_citation is not None:
+        notes += f"```bibtex\n{trainer_citation.strip()}\n```\n\n"
+    return made(
+        title=model_name,
+        base=base_model,
+        dataset=dataset_name,
+        tags=["generated_from_trainer", *tags],
+        method=trainer_name,
+        paper={"title": paper_title or "", "id": paper_id} if paper_id else {},
+        name=hub_model_id,
+        notes=notes,
+    )
+
+
+def trl_sanitze_kwargs_for_tagging(
+    model: Any, tag_names: list[str], kwargs: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Keywords of `push_to_hub` with tags added to those in it; None stays None.
+
+    Args:
+        model: gets the tag `unsloth` too if its config says that Unsloth changed it.
+        tag_names: the tags to add.
+        kwargs: changed in place.
+    """
+    if kwargs is None:
+        return None
+    config = getattr(model, "config", None)
+    own = ["unsloth"] if getattr(config, "unsloth_version", None) is not None else []
+    given = kwargs.get("tags") or []
+    kwargs["tags"] = [*([given] if isinstance(given, str) else given), *tag_names, *own]
+    return kwargs

@@ -10,13 +10,18 @@ from typing import ClassVar
 import torch
 
 
-def empty_device_cache() -> None:
-    """Collect garbage and release the caching allocator's free blocks, whatever the device."""
-    gc.collect()
+def empty_cache() -> None:
+    """Release the caching allocator's free blocks, whatever the device."""
     for backend in ("cuda", "xpu", "npu", "mps"):
         device = getattr(torch, backend, None)
         if device is not None and device.is_available():
             device.empty_cache()
+
+
+def empty_device_cache() -> None:
+    """Collect garbage, so that there is more to release, then `empty_cache`."""
+    gc.collect()
+    empty_cache()
 
 
 @contextmanager

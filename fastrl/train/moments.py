@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
+
+_KEPT = ("mean", "std", "var", "count")
+
+
+@torch.no_grad()
+def get_global_statistics(
+    accelerator: Accelerator,
+    xs: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mean, biased variance and number of the values of all processes.
+
+    Args:
+        accelerator: sums over its processes, on its device.
+        xs: any shape, floating point.
+        mask: the shape of xs, 1 where a value counts; None: everywhere.
+        device: of the two scalars returned.
+    """
+    xs = xs.to(accelerator.device)
+    counts = torch.ones_like(xs) if mask is None else mask.to(xs)
+    xs = xs.where(counts != 0, 0.0)
+    total, count = accelerator.reduce(torch.stack([(xs * counts).sum(), counts.sum()]), "sum")
+    mean = total / count
+    squares = accelerator.reduce(((xs - mean).square() * counts).sum(), "sum")
+    return mean.to(device), (squares / count).to(device), count.item()
 
 
 class RunningMoments:
@@ -14,27 +42,36 @@ class RunningMoments:
     Batches are merged by the parallel update of Chan, Golub and LeVeque (1983). `mean`, `std` and
     `var` are fp64 scalars on the CPU, since squares of large fp32 scores overflow fp32; before the
     first batch they are 0, 1 and 1.
+
+    Args:
+        accelerator: sums over its processes.
+        mean, std, var, count: of the scores seen before, `var` biased and `count` how many; left
+            out, there were none.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        mean: float = 0.0,
+        std: float = 1.0,
+        var: float = 1.0,
+        count: float = 1e-24,
+    ) -> None:
         self.accelerator = accelerator
-        self.mean = torch.zeros((), dtype=torch.float64)
-        self.std = torch.ones((), dtype=torch.float64)
-        self.var = torch.ones((), dtype=torch.float64)  # biased: mean squared deviation
-        self.count = 1e-24
+        self.mean, self.std, self.var = torch.tensor([mean, std, var], dtype=torch.float64)
+        self.count = count
 
-    def _batch_moments(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Mean, biased variance and number of the batch's scores, over all processes."""
-        if self.accelerator.num_processes == 1:
-            return scores.mean(), scores.var(unbiased=False), scores.numel()
-        total, count = self._summed(torch.stack([scores.sum(), scores.new_tensor(scores.numel())]))
-        mean = total / count
-        squares = self._summed(((scores - mean) ** 2).sum())
-        return mean, squares / count, count.item()
+    def save_to_json(self, json_path: str | Path) -> None:
+        """Write the four numbers to a file; the main process does."""
+        if self.accelerator.is_main_process:
+            numbers = {name: float(getattr(self, name)) for name in _KEPT}
+            Path(json_path).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
-    def _summed(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, back on the CPU."""
-        return self.accelerator.reduce(numbers.to(self.accelerator.device), "sum").cpu()
+    @classmethod
+    def load_from_json(cls, accelerator: Accelerator, json_path: str | Path) -> Self:
+        """What `save_to_json` wrote, or TRL's method of that name."""
+        numbers = json.loads(Path(json_path).read_text(encoding="utf-8"))
+        return cls(accelerator, **{name: numbers[name] for name in _KEPT})
 
     @torch.no_grad()
     def update(self, scores: torch.Tensor) -> tuple[float, float]:
@@ -42,7 +79,11 @@ class RunningMoments:
 
         A first batch of one score has no deviation: `std` is then NaN.
         """
-        mean, var, count = self._batch_moments(scores.double().cpu())
+        values = scores.double().cpu()
+        if self.accelerator.num_processes == 1:
+            mean, var, count = values.mean(), values.var(unbiased=False), values.numel()
+        else:
+            mean, var, count = get_global_statistics(self.accelerator, values)
         delta = mean - self.mean
         total = self.count + count
         squares = var * count + self.var * self.count + delta**2 * self.count * count / total

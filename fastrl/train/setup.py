@@ -23,6 +23,7 @@ from transformers import (
 
 from fastrl.data.chat_setup import clone_chat_template
 from fastrl.models import adapters
+from fastrl.models.dropout import disable_dropout_in_model
 from fastrl.models.loading import modernise
 from fastrl.train import checkpointing
 from fastrl.train.config import OfflineConfig
@@ -292,9 +293,8 @@ def router_aux_loss_coef(model: nn.Module, given: float | None) -> float:
 def disable_dropout(*models: nn.Module | None) -> None:
     """Set every dropout of the models to 0."""
     for model in models:
-        for module in [] if model is None else model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        if model is not None:
+            disable_dropout_in_model(model)
 
 
 def chat_template(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastrl.data import padding
+from fastrl.ops.classic import first_true_indices
 
 
 def test_pad_by_the_largest_of_every_dimension():
@@ -63,10 +64,10 @@ def test_flushing_rows_that_are_full_empty_or_have_holes():
 
 def test_first_true_indices():
     bools = torch.tensor([[False, True, True], [False, False, False], [True, False, True]])
-    assert padding.first_true_indices(bools).tolist() == [1, 3, 0]
-    assert padding.first_true_indices(bools[None], torch.int32).dtype == torch.int32
-    assert padding.first_true_indices(bools[None]).tolist() == [[1, 3, 0]]
-    assert padding.first_true_indices(torch.zeros(2, 0, dtype=torch.bool)).tolist() == [0, 0]
+    assert first_true_indices(bools).tolist() == [1, 3, 0]
+    assert first_true_indices(bools[None], torch.int32).dtype == torch.int32
+    assert first_true_indices(bools[None]).tolist() == [[1, 3, 0]]
+    assert first_true_indices(torch.zeros(2, 0, dtype=torch.bool)).tolist() == [0, 0]
 
 
 def test_responses_end_at_their_first_stop_token():

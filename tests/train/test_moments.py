@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from fastrl import PPOConfig, RunningMoments
-from fastrl.train.moments import scaled_scores
+from fastrl.train.moments import get_global_statistics, scaled_scores
 
 
 def test_running_moments_equal_those_of_all_scores():
@@ -62,3 +62,37 @@ def test_dtypes_of_scores():
     plain = PPOConfig()
     assert scaled_scores([torch.tensor(3)], running, plain).dtype == torch.float32
     assert scaled_scores([torch.tensor([3.0]).half()], running, plain).dtype == torch.float16
+
+
+def test_moments_go_on_from_a_file(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    whole, first = RunningMoments(accelerator), RunningMoments(accelerator)
+    batches = [torch.tensor([1.0, 4.0]), torch.tensor([-3.0, 2.0, 8.0])]
+    for batch in batches:
+        whole.update(batch)
+    first.update(batches[0])
+    first.save_to_json(tmp_path / "moments.json")
+    resumed = RunningMoments.load_from_json(accelerator, str(tmp_path / "moments.json"))
+    resumed.update(batches[1])
+    for name in ("mean", "std", "var", "count"):
+        assert float(getattr(resumed, name)) == float(getattr(whole, name)), name
+
+
+def test_moments_read_what_trl_011_wrote(tmp_path):
+    # As its save_to_json lays it out, after an update with [1, 4].
+    text = '{\n  "count": 2.0,\n  "mean": 2.5,\n  "std": 2.1213203,\n  "var": 2.25\n}\n'
+    (tmp_path / "moments.json").write_text(text)
+    running = RunningMoments.load_from_json(Accelerator(cpu=True), tmp_path / "moments.json")
+    running.update(torch.tensor([-3.0, 2.0, 8.0]))
+    values = np.array([1.0, 4.0, -3.0, 2.0, 8.0])
+    np.testing.assert_allclose(running.mean.item(), values.mean())
+    np.testing.assert_allclose(running.std.item(), values.std(ddof=1))
+
+
+def test_global_statistics_of_what_a_mask_counts():
+    xs = torch.tensor([[1.0, 2.0, float("nan")], [4.0, 9.0, 9.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    mean, var, count = get_global_statistics(Accelerator(cpu=True), xs, mask)
+    assert (mean.item(), var.item(), count) == pytest.approx((7 / 3, 14 / 9, 3))
+    mean, var, count = get_global_statistics(Accelerator(cpu=True), xs[1])
+    assert (mean.item(), var.item(), count) == pytest.approx((22 / 3, 50 / 9, 3))
