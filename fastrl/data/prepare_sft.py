@@ -218,6 +218,11 @@ def _window(args: Any, packing: bool) -> dict[str, Any]:
     return {"max_length": None if packing else args.max_length, "keep_end": keep_end}
 
 
+def _packs(args: Any, name: str) -> bool:
+    own = None if name == "train" else args.eval_packing
+    return args.packing if own is None else own
+
+
 def _eos(processing_class: Any, layout: Mapping[str, Any]) -> str | None:
     """What ends a row of plain text; conversations are ended by their template."""
     if layout["kind"] == "tokenized" or layout["conversational"]:
@@ -239,10 +244,9 @@ def prepare_sft(
 ) -> Dataset | IterableDataset:
     """Tokens and labels of every row, as TRL 1.16's SFTTrainer prepares them.
 
-    Text gets an end-of-sequence token; conversations are rendered by the chat template. A prompt's
-    completion begins where the tokens of prompt and prompt + completion part. Rows are cut to
-    `max_length`, and those with nothing left to learn dropped and counted; packed rows are not cut
-    but packed (`pack_dataset`).
+    Text gets EOS; conversations are rendered by the chat template. A prompt's completion begins
+    where the tokens of prompt and prompt + completion part. Rows are cut to `max_length`, and those
+    with nothing left to learn dropped and counted; packed rows are packed (`pack_dataset`).
 
     Args:
         dataset: rows of text, conversations, prompt and completion, or `input_ids` (with `labels`,
@@ -255,8 +259,7 @@ def prepare_sft(
         name: what to call the dataset; `train` takes `args.packing`, others `args.eval_packing`
             where that is set.
         packing: overrides both.
-        end_with_eos: whether plain texts that are not packed get the end-of-sequence token, as they
-            did not up to TRL 0.11.
+        end_with_eos: whether plain texts that are not packed get EOS; up to TRL 0.11 they did not.
 
     Returns:
         Columns `input_ids` and `labels`, after `bfd` packing also `seq_lengths`; all others too if
@@ -266,9 +269,7 @@ def prepare_sft(
         ValueError: rows, columns or arguments that do not fit; the row and column are named.
     """
     row = first_row(dataset, name)
-    if packing is None:
-        own = None if name == "train" else args.eval_packing
-        packing = args.packing if own is None else own
+    packing = _packs(args, name) if packing is None else packing
     layout = _layout(dataset, row, args, formatting_func)
     columns = column_names(dataset)
     _check(args, layout, columns, name, formatting_func)
