@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -142,6 +144,22 @@ def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     tokenizer.save_pretrained(folder)
 
 
+@contextmanager
+def made_once(folder: Path) -> Iterator[Path | None]:
+    """A folder to fill, that gets its name when all is there; None if it was made before."""
+    if folder.exists():
+        yield None
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        yield Path(unfinished) / "made"
+        try:
+            (Path(unfinished) / "made").rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+
+
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """A .jsonl file, in a folder that is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -179,31 +197,37 @@ def stack_exchange(folder: Path, form: str) -> tuple[str, str]:
     Args:
         form: of a text, with the fields `question` and `answer`.
     """
-    model, data = folder / "llama", folder / "stack-exchange-paired"
-    if not model.exists():
-        set_seed(0)
-        rows = pairs()
-        quarter = len(rows) // 4
-        for place, part in enumerate(("finetune", "reward", "evaluation", "rl")):
-            own = rows[place * quarter : (place + 1) * quarter]
-            write_rows(data / "data" / part / "train.jsonl", own)
-        texts = [
-            form.format(question=row["question"], answer=row[side])
-            for row in rows
-            for side in ("response_j", "response_k")
-        ]
-        tokenizer = train_tokenizer(texts, vocabulary=400)
-        config = LlamaConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            **sizes(tokenizer),
-        )
-        save(model, fit(LlamaForCausalLM(config), tokenizer, texts, epochs=4), tokenizer)
-    return str(model), str(data)
+    folder = folder / "stack_exchange"
+    with made_once(folder) as unfinished:
+        if unfinished is not None:
+            _make_stack_exchange(unfinished, form)
+    return str(folder / "llama"), str(folder / "stack-exchange-paired")
+
+
+def _make_stack_exchange(folder: Path, form: str) -> None:
+    set_seed(0)
+    rows = pairs()
+    quarter = len(rows) // 4
+    for place, part in enumerate(("finetune", "reward", "evaluation", "rl")):
+        own = rows[place * quarter : (place + 1) * quarter]
+        write_rows(folder / "stack-exchange-paired" / "data" / part / "train.jsonl", own)
+    texts = [
+        form.format(question=row["question"], answer=row[side])
+        for row in rows
+        for side in ("response_j", "response_k")
+    ]
+    tokenizer = train_tokenizer(texts, vocabulary=600)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        **sizes(tokenizer),
+    )
+    model = fit(LlamaForCausalLM(config), tokenizer, texts, epochs=4)
+    save(folder / "llama", model, tokenizer)
 
 
 # --------------------------------------------------------------------------- comments
@@ -242,45 +266,45 @@ class Toxicity:
 
 def toxicity(folder: Path) -> Toxicity:
     """A model that is rude half of the time, and a classifier that knows."""
-    made = {name: folder / name for name in ("model", "classifier", "prompts", "comments")}
-    if not made["model"].exists():
-        set_seed(0)
-        rows = comments()
-        texts, labels = [f"{a} {b}" for a, b, _ in rows], [rude for *_, rude in rows]
-        prompts = [
-            {
-                "prompt": {"text": opening, "toxicity": float(rude)},
-                "continuation": {"text": f" {rest}", "toxicity": float(rude)},
-            }
-            for opening, rest, rude in rows
-        ]
-        random.Random(0).shuffle(prompts)
-        write_rows(made["prompts"] / "train.jsonl", prompts)
-        write_rows(
-            made["comments"] / "test.jsonl",
-            [
-                {"comment_text": text, "label": rude}
-                for text, rude in zip(texts, labels, strict=True)
-            ],
-        )
-        tokenizer = train_tokenizer(texts, vocabulary=350)
-        common = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
-        kinds = {"id2label": {0: "nothate", 1: "hate"}, "label2id": {"nothate": 0, "hate": 1}}
-        judge = RobertaConfig(
-            intermediate_size=128,
-            max_position_embeddings=130,
-            **common,
-            **kinds,
-            **sizes(tokenizer),
-        )
-        judge = fit(RobertaForSequenceClassification(judge), tokenizer, texts, labels, epochs=12)
-        save(made["classifier"], judge, tokenizer)
-        shape = GPTJConfig(
-            n_embd=64, n_layer=4, n_head=4, rotary_dim=8, n_positions=128, **sizes(tokenizer)
-        )
-        save(
-            made["model"],
-            fit(GPTJForCausalLM(shape), tokenizer, texts, epochs=25),
-            gpt2_like(tokenizer),
-        )
-    return Toxicity(**{name: str(path) for name, path in made.items()})
+    folder = folder / "toxicity"
+    with made_once(folder) as unfinished:
+        if unfinished is not None:
+            _make_toxicity(unfinished)
+    names = ("model", "classifier", "prompts", "comments")
+    return Toxicity(*(str(folder / name) for name in names))
+
+
+def _make_toxicity(folder: Path) -> None:
+    set_seed(0)
+    rows = comments()
+    texts, labels = [f"{a} {b}" for a, b, _ in rows], [rude for *_, rude in rows]
+    prompts = [
+        {
+            "prompt": {"text": opening, "toxicity": float(rude)},
+            "continuation": {"text": f" {rest}", "toxicity": float(rude)},
+        }
+        for opening, rest, rude in rows
+    ]
+    random.Random(0).shuffle(prompts)
+    write_rows(folder / "prompts" / "train.jsonl", prompts)
+    write_rows(
+        folder / "comments" / "test.jsonl",
+        [{"comment_text": text, "label": rude} for text, rude in zip(texts, labels, strict=True)],
+    )
+    tokenizer = train_tokenizer(texts, vocabulary=600)
+    common = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
+    kinds = {"id2label": {0: "nothate", 1: "hate"}, "label2id": {"nothate": 0, "hate": 1}}
+    judge = RobertaConfig(
+        intermediate_size=128,
+        max_position_embeddings=130,
+        **common,
+        **kinds,
+        **sizes(tokenizer),
+    )
+    judge = fit(RobertaForSequenceClassification(judge), tokenizer, texts, labels, epochs=6)
+    save(folder / "classifier", judge, tokenizer)
+    shape = GPTJConfig(
+        n_embd=64, n_layer=3, n_head=4, rotary_dim=8, n_positions=128, **sizes(tokenizer)
+    )
+    model = fit(GPTJForCausalLM(shape), tokenizer, texts, epochs=15, rate=1e-2)
+    save(folder / "model", model, gpt2_like(tokenizer))
