@@ -108,7 +108,8 @@ class Script:
         words = list(sys.argv[1:] if argv is None else argv)
         types = (Offline, self.options, self.config, ModelConfig, DatasetMixtureConfig)
         about = self.about.split("\n")[0]
-        parser = TrlParser(types, description=about, usage="%(prog)s [options]")
+        usage = "%(prog)s [options]"
+        parser = TrlParser(types, description=about, usage=usage, allow_abbrev=False)
         try:
             parser.set_defaults_with_config(**self._defaults(words))
             words = old_flags.positive(old_flags.flat(words), parser.known_flags())

@@ -62,6 +62,7 @@ FIRST = {  # what the script of TRL 0.7.4 did unless told otherwise
     "gradient_checkpointing": False,
     "lora_r": 64,
     "lora_alpha": 16,
+    "sanity_check": True,
 }
 SANE = 1000  # rows of a sanity check
 FIGURES = {

@@ -212,7 +212,7 @@ def hub_trainer(
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
         "quantization_config": get_quantization_config(model_args),
-        "trust_remote_code": args.trust_remote_code,
+        "trust_remote_code": model_args.trust_remote_code,
     }
 
     def load(kind: Any, name: str, **more: Any) -> Any:
@@ -242,7 +242,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """(Arguments, PPOTrainConfig, ModelConfig, DatasetMixtureConfig); exits on unknown flags."""
     words = list(sys.argv[1:] if argv is None else argv)
     types = (Arguments, PPOTrainConfig, ModelConfig, DatasetMixtureConfig)
-    parser = TrlParser(types, description=__doc__.split("\n")[0], usage="%(prog)s [options]")
+    about, usage = __doc__.split("\n")[0], "%(prog)s [options]"
+    parser = TrlParser(types, description=about, usage=usage, allow_abbrev=False)
     try:
         names = names_given(words)
         if not names & {"dataset_name", "datasets"}:

@@ -1,7 +1,8 @@
-"""examples/scripts/ppo.py: every command line of the guides parses; the offline task runs."""
+"""examples/scripts/ppo.py and ppo_train.py: command lines of the guides, and runs offline."""
 
 import importlib.machinery
 import json
+import os
 import subprocess
 import sys
 import types
@@ -14,8 +15,12 @@ SCRIPTS = ROOT / "examples" / "scripts"
 
 
 @pytest.fixture
-def parse(monkeypatch):
+def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+@pytest.fixture
+def parse(scripts, monkeypatch):
     import command_line
     import ppo
 
@@ -24,6 +29,69 @@ def parse(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
 
     return lambda line: command_line.parse(ppo.Options, ppo.HUB_DEFAULTS, line.split(), "about")
+
+
+# What the script of TRL 0.7.4 did unless told otherwise.
+PLAIN = {
+    "model_name": "lvwerra/gpt2-imdb",
+    "query_dataset": "imdb",
+    "reward_model": "sentiment-analysis:lvwerra/distilbert-imdb",
+    "learning_rate": 1.41e-5,
+    "log_with": None,
+    "mini_batch_size": 128,
+    "batch_size": 128,
+    "gradient_accumulation_steps": 1,
+    "early_stopping": False,
+    "target_kl": 6.0,
+    "kl_penalty": "kl",
+    "seed": 0,
+    "use_score_scaling": False,
+    "use_score_norm": False,
+    "score_clip": None,
+}
+# The commands that the sentiment guide gives to the benchmark runner, which appends the seed.
+BENCHMARKS = {
+    "--ppo_config.log_with wandb": {},
+    "--ppo_config.exp_name sentiment_tuning_step_grad_accu --ppo_config.mini_batch_size 1 "
+    "--ppo_config.gradient_accumulation_steps 128 --ppo_config.log_with wandb": {
+        "exp_name": "sentiment_tuning_step_grad_accu",
+        "mini_batch_size": 1,
+        "gradient_accumulation_steps": 128,
+    },
+    "--ppo_config.exp_name sentiment_tuning_gpt2 --ppo_config.log_with wandb": {
+        "exp_name": "sentiment_tuning_gpt2"
+    },
+    "--ppo_config.exp_name sentiment_tuning_gpt2xl_grad_accu --ppo_config.model_name gpt2-xl "
+    "--ppo_config.mini_batch_size 16 --ppo_config.gradient_accumulation_steps 8 "
+    "--ppo_config.log_with wandb": {
+        "exp_name": "sentiment_tuning_gpt2xl_grad_accu",
+        "model_name": "gpt2-xl",
+        "mini_batch_size": 16,
+        "gradient_accumulation_steps": 8,
+    },
+    "--ppo_config.exp_name sentiment_tuning_falcon_rw_1b --ppo_config.model_name "
+    "tiiuae/falcon-rw-1b --ppo_config.log_with wandb": {
+        "exp_name": "sentiment_tuning_falcon_rw_1b",
+        "model_name": "tiiuae/falcon-rw-1b",
+    },
+    "--ppo_config.exp_name sentiment_tuning_peft --use_peft --ppo_config.log_with wandb": {
+        "exp_name": "sentiment_tuning_peft",
+        "use_peft": True,
+    },
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), BENCHMARKS.items())
+def test_benchmark_commands_of_the_sentiment_guide(parse, line, expected):
+    options, config = parse(f"{line} --seed 3")
+    found = vars(config) | {"use_peft": options.use_peft}
+    expected = PLAIN | {"log_with": "wandb", "seed": 3, "use_peft": False} | expected
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_run_directly_it_is_the_sentiment_example(parse):
+    _, config = parse("")
+    assert {name: getattr(config, name) for name in PLAIN} == PLAIN
 
 
 @pytest.mark.parametrize(
@@ -46,6 +114,9 @@ def parse(monkeypatch):
         ("--seed 7 --ppo-config.mini-batch-size 64", {"seed": 7, "mini_batch_size": 64}),
         ('--tracker_kwargs {"wandb":{"name":"x"}}', {"tracker_kwargs": {"wandb": {"name": "x"}}}),
         ("--adap_kl_ctrl False --score_clip None", {"adap_kl_ctrl": False, "score_clip": None}),
+        ("--ppo-config.no-adap-kl-ctrl", {"adap_kl_ctrl": False}),
+        ("--ppo_config.seed 4 --seed 5", {"seed": 5}),
+        ("--local-rank=1 --ppo_config.seed=4", {"seed": 4}),
     ],
 )  # fmt: skip
 def test_command_lines_of_the_guides(parse, line, expected):
@@ -57,6 +128,68 @@ def test_options_of_the_script(parse):
     options, _ = parse("--use_peft --lora_r 8 --use_seq2seq --dataset folder --max_steps 3")
     assert (options.use_peft, options.lora_r, options.use_seq2seq) == (True, 8, True)
     assert (options.dataset, options.max_steps) == ("folder", 3)
+    options, _ = parse(
+        "--args.use_peft peft_config:lora-config --peft_config.r 4 --args.lora-alpha 2"
+    )
+    assert (options.use_peft, options.lora_r, options.lora_alpha) == (True, 4, 2)
+    assert not parse("--no-use-peft")[0].use_peft
+
+
+def test_a_config_file_yields_to_flags(parse, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("use_peft: true\nppo_config:\n  seed: 4\n  mini_batch_size: 64\n")
+    options, config = parse(f"--config {file} --ppo_config.seed 5")
+    assert (options.use_peft, config.seed, config.mini_batch_size) == (True, 5, 64)
+    file.write_text("sead: 4\n")
+    with pytest.raises(SystemExit):
+        parse(f"--config {file}")
+    assert "unknown sead; did you mean 'seed'" in capsys.readouterr().err
+
+
+def test_flags_of_train_go_to_the_other_script(scripts, monkeypatch):
+    import ppo
+    import ppo_train
+
+    given = []
+    monkeypatch.setattr(ppo_train, "main", given.append)
+    words = ["--dataset_name", "d", "--reward_model_path", "rm", "--total_episodes", "100"]
+    ppo.main(words)
+    assert given == [words]
+    with pytest.raises(SystemExit, match="--report_to is a flag of PPO by train"):
+        ppo.main(["--report_to", "wandb"])
+
+
+@pytest.mark.filterwarnings("ignore:no v_head weight")
+def test_the_sentiment_script_with_a_local_hub(scripts, local_hub_directory, tmp_path):
+    """Names as they are on the hub: gpt2-imdb, distilbert-imdb, imdb."""
+    import ppo
+
+    words = ["--ppo_config.batch_size", "8", "--ppo_config.mini_batch_size=4", "--max_steps", "1"]
+    found = ppo.main([*words, "--output_dir", str(tmp_path / "out")])
+    assert "judge P(positive)" not in found["before"]
+    assert json.loads((tmp_path / "out" / "log.jsonl").read_text())["step"] == 1
+    assert (tmp_path / "out" / "checkpoint" / "model.safetensors").exists()
+
+
+def test_ppo_by_train_with_a_local_hub(scripts, local_hub_directory, tmp_path, monkeypatch):
+    """A tokenizer without a padding token gets one, and the models a row for it."""
+    import ppo
+    import ppo_train
+
+    rows = [json.dumps({"prompt": f"the film of {n} minutes"}) for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    made = []
+    monkeypatch.setattr(ppo_train, "fit", lambda trainer, _: made.append(trainer))
+    words = f"--dataset_name {tmp_path}/rows.jsonl --sft_model_path lvwerra/gpt2-imdb --use_cpu "
+    words += f"--reward_model_path gpt2 --total_episodes 8 --output_dir {tmp_path} "
+    words += "--per_device_train_batch_size 4 --response_length 4 --num_sample_generations 0"
+    ppo.main(words.split())
+    (trainer,) = made
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (22, 2)
+    assert trainer.args.total_episodes == 8
+    assert len(trainer.processing_class) == trainer.policy_model.config.vocab_size
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 @pytest.mark.parametrize(
@@ -76,33 +209,35 @@ def test_a_bad_flag_says_what_is_wrong(parse, capsys, line, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.fixture
-def reviews(tmp_path):
-    folder = tmp_path / "reviews"
-    folder.mkdir()
-    for suffix, words in (("pos", "warm funny moving"), ("neg", "dull flat boring")):
-        lines = [
-            f"the film is {w} and it runs for {n} minutes"
-            for n in range(100)
-            for w in words.split()
-        ]
-        (folder / f"reviews.{suffix}").write_text("\n".join(lines))
-    return folder  # fmt: skip
+def run(script, *words, **variables):
+    """Run it and return its report's folder, the last word."""
+    command = [sys.executable, str(SCRIPTS / script), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Path(words[-1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["--use_peft", "--use_score_scaling"]], ids=["full", "lora"])
-def test_the_offline_task_runs(reviews, tmp_path, extra):
-    out = tmp_path / "out"
-    command = [sys.executable, str(SCRIPTS / "ppo.py"), "--dataset", str(reviews), "--smoke"]
-    command += ["--output_dir", str(out), "--batch_size", "16", "--mini_batch_size", "8", *extra]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_the_offline_task_runs(tmp_path, extra):
+    out = run("ppo.py", "--smoke", *extra, "--output_dir", str(tmp_path / "out"))
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert (out / "curves.png").stat().st_size > 10_000
     assert "judge P(positive)" in (out / "report.md").read_text()
     assert any((out / "checkpoint").glob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_ppo_by_train_runs_offline(tmp_path):
+    out = run("ppo_train.py", "--smoke", "--output_dir", str(tmp_path / "out"))
+    assert (out / "final" / "model.safetensors").exists()
+    assert (out / "reward" / "log.jsonl").read_text().count("loss")
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert max(row.get("episode", 0) for row in rows) == 64
 
 
 @pytest.mark.slow
