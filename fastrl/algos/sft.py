@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from fastrl.algos.sft_config import SFTConfig
 from fastrl.data.collate import DataCollatorForLanguageModeling
+from fastrl.data.collate_legacy import DataCollatorForCompletionOnlyLM
 from fastrl.data.constant_length import ConstantLengthDataset
 from fastrl.data.prepare_legacy import texts_of_sft
 from fastrl.data.prepare_sft import prepare_sft
@@ -146,8 +147,10 @@ class SFTTrainer(Trainer):
         """Ours unless another is given, which could not tell apart the sequences of one row."""
         packed = args.packing and args.packing_strategy != "wrapped"
         whole = args.padding_free or packed
+        # It would find the last answer of a row only, where several rows run on in one.
+        searched = args.packing and isinstance(given, DataCollatorForCompletionOnlyLM)
         if given is not None:
-            if whole and not isinstance(given, DataCollatorForLanguageModeling):
+            if (whole or searched) and not isinstance(given, DataCollatorForLanguageModeling):
                 name = "padding_free" if args.padding_free else "packing"
                 raise ValueError(
                     f"data_collator: with {name}=True one row holds several sequences, which only "
