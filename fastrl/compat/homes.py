@@ -25,6 +25,7 @@ _NAMES = {
     "fastrl.algos.sft": "SFTTrainer",
     "fastrl.algos.sft_config": "SFTConfig",
     "fastrl.cli.main": "main",
+    "fastrl.cli.rewarded": "RewardedArguments",
     "fastrl.compat.api": "set_api",
     "fastrl.compat.as_trl": "install_as_trl",
     "fastrl.compat.availability": """is_accelerate_greater_20_0 is_aiohttp_available
@@ -40,7 +41,9 @@ _NAMES = {
         LIGER_KERNEL_MIN_VERSION strtobool suppress_experimental_warning suppress_warning""",
     "fastrl.data.chat": """apply_chat_template maybe_apply_chat_template
         prepare_multimodal_messages prepare_multimodal_messages_vllm""",
-    "fastrl.data.chat_setup": """clone_chat_template setup_chat_format ChatMlSpecialTokens""",
+    "fastrl.data.chat_setup": """ChatMlSpecialTokens SIMPLE_CHAT_TEMPLATE SIMPLE_SFT_CHAT_TEMPLATE
+        clone_chat_template setup_chat_format""",
+    "fastrl.data.cleaning": "identity remove_none_values strip_images_from_messages",
     "fastrl.data.collate": "DataCollatorForLanguageModeling",
     "fastrl.data.collate_classic": "DPODataCollatorWithPadding RewardDataCollatorWithPadding",
     "fastrl.data.collate_legacy": "DataCollatorForCompletionOnlyLM",
@@ -59,7 +62,12 @@ _NAMES = {
     "fastrl.data.templates": """has_generation_markers is_chat_template_prefix_preserving
         supports_tool_calling""",
     "fastrl.data.training_template": "get_training_chat_template",
-    "fastrl.models.reference": "create_reference_model",
+    "fastrl.models.actor_critic": "PolicyAndValue",
+    "fastrl.models.adapters": "peft_module_casting_to_bf16 use_adapter",
+    "fastrl.models.dropout": "disable_dropout_in_model",
+    "fastrl.models.noise": "neftune_post_forward_hook",
+    "fastrl.models.query_responses": "forward get_reward",
+    "fastrl.models.reference": "LAYER_PATTERNS create_reference_model",
     "fastrl.models.unwrapped": "unwrap_model_for_generation",
     "fastrl.models.value_head": """AutoModelForCausalLMWithValueHead
         AutoModelForSeq2SeqLMWithValueHead SUPPORTED_ARCHITECTURES ValueHead""",
@@ -72,26 +80,33 @@ _NAMES = {
         reasoning_accuracy_reward""",
     "fastrl.rewards.format": "think_format_reward",
     "fastrl.rewards.judges": """AllTrueJudge BaseBinaryJudge BaseJudge BasePairwiseJudge
-        BaseRankJudge HfPairwiseJudge OpenAIPairwiseJudge PairRMJudge RandomPairwiseJudge
-        RandomRankJudge""",
+        BaseRankJudge DEFAULT_PAIRWISE_SYSTEM_PROMPT HfPairwiseJudge OpenAIPairwiseJudge
+        PairRMJudge RandomPairwiseJudge RandomRankJudge""",
     "fastrl.rewards.length": "get_soft_overlong_punishment",
     "fastrl.rewards.repetition": "get_repetition_penalty_reward",
+    "fastrl.rollout.batch_generation": "batch_generation generate",
     "fastrl.rollout.best_of_n": "BestOfNSampler",
     "fastrl.rollout.length_sampler": "LengthSampler",
     "fastrl.rollout.messages": "add_response_schema parse_response",
     "fastrl.rollout.respond": "respond_to_batch",
     "fastrl.rollout.text_environment": "StringStoppingCriteria TextEnvironment",
     "fastrl.rollout.text_history": "TextHistory",
+    "fastrl.train.accuracy": "compute_accuracy",
+    "fastrl.train.batch_dicts": """shuffle_sequence_dict split_pixel_values_by_grid
+        split_tensor_dict unsplit_pixel_values_by_grid""",
     "fastrl.train.callbacks": """BEMACallback LogCompletionsCallback LogFileCallback
         RichProgressCallback SyncRefModelCallback WeaveCallback""",
     "fastrl.train.callbacks.merge_model": "MergeModelCallback",
     "fastrl.train.callbacks.win_rate": "WinRateCallback",
-    "fastrl.train.device_cache": "PPODecorators",
+    "fastrl.train.card": "generate_model_card trl_sanitze_kwargs_for_tagging",
+    "fastrl.train.device_cache": "PPODecorators empty_cache",
     "fastrl.train.merging": "MergeConfig merge_models upload_model_to_hf",
     "fastrl.train.model_config": """ModelConfig get_kbit_device_map get_peft_config
         get_quantization_config""",
-    "fastrl.train.moments": "RunningMoments",
+    "fastrl.train.moments": "RunningMoments get_global_statistics",
+    "fastrl.train.on_policy": "OnPolicyConfig OnlineTrainerState exact_div",
     "fastrl.train.parser": "TrlParser init_zero_verbose",
+    "fastrl.train.prompt_statistics": "PerPromptStatTracker",
     "fastrl.train.repeat": "RepeatSampler repeat_iterable_dataset",
     "fastrl.train.script_arguments": """DatasetConfig DatasetMixtureConfig ScriptArguments
         get_dataset""",
@@ -101,6 +116,8 @@ _NAMES = {
     "fastrl.train.setup": "create_model_from_path",
     "fastrl.train.statistics": """WANDB_PADDING add_suffix average_torch_dicts convert_to_scalar
         flatten_dict stack_dicts stats_to_np""",
+    "fastrl.train.tables": """get_comet_experiment_url log_table_to_comet_experiment
+        print_prompt_completions_sample print_rich_table""",
 }
 
 # Public name -> "module" that defines it.

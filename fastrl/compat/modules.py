@@ -50,7 +50,8 @@ _SCRIPTS = """DPOScriptArguments DatasetConfig DatasetMixtureConfig DpoScriptArg
     RewardScriptArguments SFTScriptArguments ScriptArguments SftScriptArguments TrlParser
     get_dataset init_zero_verbose"""
 _JUDGES = """AllTrueJudge BaseBinaryJudge BaseJudge BasePairwiseJudge BaseRankJudge
-    HfPairwiseJudge OpenAIPairwiseJudge PairRMJudge RandomPairwiseJudge RandomRankJudge"""
+    DEFAULT_PAIRWISE_SYSTEM_PROMPT HfPairwiseJudge OpenAIPairwiseJudge PairRMJudge
+    RandomPairwiseJudge RandomRankJudge"""
 _CALLBACKS = """BEMACallback LogCompletionsCallback MergeModelCallback RichProgressCallback
     SyncRefModelCallback WeaveCallback WinRateCallback"""
 _VALUE_HEADS = "AutoModelForCausalLMWithValueHead AutoModelForSeq2SeqLMWithValueHead ValueHead"
@@ -62,7 +63,15 @@ _UTILS = """AdaptiveKLController ConstantLengthDataset DataCollatorForCompletion
     create_model_from_path decode_and_strip_padding entropy_from_logits first_true_indices
     flush_left flush_right get_exp_cap get_kbit_device_map get_peft_config
     get_quantization_config nanmax nanmin nanstd pad pad_to_length repeat_iterable_dataset
-    selective_log_softmax selective_log_softmax_and_entropy truncate_response truncate_right"""
+    selective_log_softmax selective_log_softmax_and_entropy truncate_response truncate_right
+    OnPolicyConfig OnlineTrainerState PerPromptStatTracker SIMPLE_CHAT_TEMPLATE
+    SIMPLE_SFT_CHAT_TEMPLATE batch_generation compute_accuracy disable_dropout_in_model empty_cache
+    exact_div forward generate generate_model_card get_comet_experiment_url get_global_statistics
+    get_reward identity log_table_to_comet_experiment neftune_post_forward_hook
+    peft_module_casting_to_bf16 print_prompt_completions_sample print_rich_table
+    remove_none_values shuffle_sequence_dict split_pixel_values_by_grid split_tensor_dict
+    strip_images_from_messages trl_sanitze_kwargs_for_tagging unsplit_pixel_values_by_grid
+    use_adapter"""
 
 # Algorithm -> the first word of its classes; `trainer.<algorithm>_trainer` and `_config` have them.
 _ALGORITHMS = {
@@ -77,13 +86,19 @@ _ALGORITHMS = {
     "rloo": "RLOO",
     "sft": "SFT",
 }
+_POLICY_AND_VALUE = "PolicyAndValueWrapper=PolicyAndValue"
+_CLASSIC_BASE = "BaseTrainer=fastrl.train.classic:ClassicTrainer"
 # What those modules have beside the trainer.
 _BESIDE = {
     "dpo": "DataCollatorForPreference=fastrl.data.collate_preference:DataCollatorForPreference",
-    "grpo": "RepeatSampler nanmax nanmin nanstd",
+    "grpo": """RepeatRandomSampler=RepeatSampler RepeatSampler identity nanmax nanmin nanstd
+        shuffle_sequence_dict shuffle_tensor_dict=shuffle_sequence_dict split_tensor_dict""",
     "kto": "DataCollatorForUnpairedPreference",
-    "reward": "DataCollatorForPreference=fastrl.data.collate_reward:DataCollatorForPreference",
-    "sft": f"DataCollatorForLanguageModeling {_COLUMNS}",
+    "ppo": _POLICY_AND_VALUE,
+    "ppov2": _POLICY_AND_VALUE,
+    "reward": f"""DataCollatorForPreference=fastrl.data.collate_reward:DataCollatorForPreference
+        compute_accuracy {_COLUMNS}""",
+    "sft": f"DataCollatorForLanguageModeling {_COLUMNS} remove_none_values",
 }
 # `experimental.ppo` never had another form.
 _PPO_CONFIG = "PPOConfig=PPOTrainConfig"
@@ -113,22 +128,26 @@ _PATHS: dict[str, str] = {
     "experimental.ppo": f"{_PPO_CONFIG} {_PPO_TRAINER} PreTrainedModelWrapper {_VALUE_HEADS}",
     "experimental.ppo.modeling_value_head": f"PreTrainedModelWrapper {_VALUE_HEADS}",
     "experimental.ppo.ppo_config": _PPO_CONFIG,
-    "experimental.ppo.ppo_trainer": f"{_PPO_TRAINER} masked_mean masked_var masked_whiten",
-    "experimental.utils": """DPODataCollatorWithPadding add_bos_token_if_needed
-        add_eos_token_if_needed create_reference_model first_true_indices pad_to_length
-        truncate_dataset truncate_right""",
+    "experimental.ppo.ppo_trainer": f"""{_PPO_TRAINER} {_POLICY_AND_VALUE} OnlineTrainerState
+        batch_generation exact_div forward generate masked_mean masked_var masked_whiten
+        print_rich_table truncate_response""",
+    "experimental.utils": """DPODataCollatorWithPadding LAYER_PATTERNS SIMPLE_CHAT_TEMPLATE
+        add_bos_token_if_needed add_eos_token_if_needed create_reference_model empty_cache first_true_indices
+        get_reward pad_to_length peft_module_casting_to_bf16 truncate_dataset truncate_right""",
     "experimental.winrate_callback": "WinRateCallback",
     "extras": "BestOfNSampler",
     "extras.best_of_n_sampler": "BestOfNSampler",
-    "extras.dataset_formatting": _FORMATTING,
+    "extras.dataset_formatting": f"""{_FORMATTING}
+        FORMAT_MAPPING=fastrl.data.formatting:FORMAT_MAPPING""",
     "import_utils": " ".join(n for n in HOMES if HOMES[n] == "fastrl.compat.availability"),
     "mergekit_utils": "MergeConfig merge_models upload_model_to_hf",
     "models": f"""{_VALUE_HEADS} PreTrainedModelWrapper SUPPORTED_ARCHITECTURES
         clone_chat_template create_reference_model setup_chat_format
         unwrap_model_for_generation""",
-    "models.modeling_base": "PreTrainedModelWrapper create_reference_model",
+    "models.modeling_base": "LAYER_PATTERNS PreTrainedModelWrapper create_reference_model",
     "models.modeling_value_head": f"{_VALUE_HEADS} PreTrainedModelWrapper",
-    "models.utils": """ChatMlSpecialTokens SUPPORTED_ARCHITECTURES clone_chat_template
+    "models.utils": """ChatMlSpecialTokens FORMAT_MAPPING=fastrl.data.chat_setup:FORMAT_MAPPING
+        LAYER_PATTERNS peft_module_casting_to_bf16 SUPPORTED_ARCHITECTURES clone_chat_template
         create_reference_model setup_chat_format unwrap_model_for_generation""",
     "rewards": """accuracy_reward get_cosine_scaled_reward get_repetition_penalty_reward
         get_soft_overlong_punishment reasoning_accuracy_reward think_format_reward""",
@@ -142,7 +161,9 @@ _PATHS: dict[str, str] = {
         for name in ("dpo", "grpo", "kto", "reward", "rloo", "sft")
     },
     "scripts.utils": _SCRIPTS,
-    "trainer": f"""{_CALLBACKS} {_JUDGES} AdaptiveKLController ConstantLengthDataset
+    "trainer": f"""{_CALLBACKS} {_JUDGES} {_CLASSIC_BASE} compute_accuracy
+        disable_dropout_in_model empty_cache peft_module_casting_to_bf16
+        AdaptiveKLController ConstantLengthDataset
         DataCollatorForCompletionOnlyLM FDivergenceConstants FDivergenceType FixedKLController
         ModelConfig RunningMoments get_kbit_device_map get_peft_config get_quantization_config
         {" ".join(f"{a}Config {a}Trainer" for a in _ALGORITHMS.values())}""",
@@ -151,11 +172,15 @@ _PATHS: dict[str, str] = {
         for name, title in _ALGORITHMS.items()
     },
     **{f"trainer.{name}_config": f"{title}Config" for name, title in _ALGORITHMS.items()},
+    "trainer.base": _CLASSIC_BASE,
+    "trainer.base_trainer": "BaseTrainer=fastrl.train.trainer:Trainer",
     "trainer.callbacks": _CALLBACKS,
     "trainer.judges": _JUDGES,
     "trainer.model_config": "ModelConfig",
     "trainer.utils": _UTILS,
 }
+for _name, _title in (("grpo", "GRPO"), ("rloo", "RLOO")):
+    _PATHS[f"scripts.{_name}"] += f" {_title}ScriptArguments=RewardedArguments"
 _PATHS["trainer.dpo_config"] += " FDivergenceConstants FDivergenceType"
 
 
