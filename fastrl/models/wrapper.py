@@ -261,8 +261,9 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Write a checkpoint that this class, TRL and (without the value head) transformers load.
 
-        A PEFT model is saved as its adapter, with the value head in `pytorch_model.bin`. Keywords
-        are those of the wrapped model's `save_pretrained`.
+        A PEFT model is saved as its adapter, with the value head in `pytorch_model.bin`; a reward
+        adapter goes whole to a folder of its name inside. Keywords are those of the wrapped model's
+        `save_pretrained`.
         """
         state = kwargs.pop("state_dict", None)
         state = self.state_dict() if state is None else state
@@ -273,6 +274,8 @@ class PreTrainedModelWrapper(nn.Module, PushToHubMixin):
         result = self.pretrained_model.save_pretrained(save_directory, **kwargs)
         head = {name: value for name, value in state.items() if checkpoint.PREFIX in name}
         torch.save(head, Path(save_directory, checkpoint.BIN))
+        if self.supports_rm_adapter:
+            adapters.keep_score(Path(save_directory, str(self.rm_adapter_name)), self.score)
         if publish:
             self.push_to_hub(repository)
         return result
