@@ -115,6 +115,24 @@ def test_the_ppo_worker_measures_a_step() -> None:
 
 
 @pytest.mark.slow
+def test_the_sentiment_worker_starts_at_its_reference_and_then_draws() -> None:
+    race = load("race")
+    request = {"seed": 3, "vocab": 256, "rows": 8, "at_a_time": None}
+    with race.Worker(Path(sys.executable), "sentiment_run.py", "fastrl", request) as worker:
+        first, second = worker.ask({"round": 0}), worker.ask({"round": 1})
+    assert first["numbers"]["objective/kl"] == 0
+    assert second["numbers"]["objective/kl"] != 0
+    assert (
+        second["numbers"]["tokens/queries_len_mean"] != first["numbers"]["tokens/queries_len_mean"]
+    )
+    assert [len(first["responses"]), len(second["responses"])] == [8, 0]
+    lengths = [len(row) for row in first["responses"]]
+    assert first["numbers"]["tokens/responses_len_mean"] == sum(lengths) / 8
+    assert max(lengths) == 32
+    assert second["seconds"] > 0 and second["above_bytes"] > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["sft_packed", "sft_lora", "kto", "reward"])
 def test_the_offline_worker_measures_one_optimizer_step_a_round(case: str) -> None:
     race = load("race")

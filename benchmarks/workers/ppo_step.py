@@ -50,15 +50,20 @@ def model(library: Any, vocab: int) -> torch.nn.Module:
     wrapped = library.AutoModelForCausalLMWithValueHead.from_pretrained(
         transformers.GPT2LMHeadModel(config)
     )
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            rng = np.random.default_rng(zlib.crc32(name.removeprefix("pretrained_model.").encode()))
-            if parameter.dim() > 1:
-                value = 0.02 * rng.standard_normal(tuple(parameter.shape), dtype=np.float32)
-                parameter.copy_(torch.from_numpy(value))
-            elif name.endswith("bias"):
-                parameter.zero_()
+    fill(wrapped)
     return wrapped
+
+
+@torch.no_grad()
+def fill(module: torch.nn.Module) -> None:
+    """Matrices drawn from the hash of their names, biases 0: equal in every process."""
+    for name, parameter in module.named_parameters():
+        rng = np.random.default_rng(zlib.crc32(name.removeprefix("pretrained_model.").encode()))
+        if parameter.dim() > 1:
+            value = 0.02 * rng.standard_normal(tuple(parameter.shape), dtype=np.float32)
+            parameter.copy_(torch.from_numpy(value))
+        elif name.endswith("bias"):
+            parameter.zero_()
 
 
 def rows(seed: int, number: int, vocab: int) -> tuple[list, list, list]:
