@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from fastrl.algos.reward_config import RewardConfig
+from fastrl.data.collate_classic import not_classic
 from fastrl.data.collate_reward import DataCollatorForPreference, pooled_column
 from fastrl.data.prepare_preference import prepare_reward
 from fastrl.legacy.binding import accepts_legacy
@@ -100,7 +101,7 @@ class RewardTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator or self._collator(tokenizer, args),
+            not_classic(data_collator) or self._collator(tokenizer, args),
             prepare_reward(train_dataset, tokenizer, args, "train"),
             setup.each(eval_dataset, lambda d: prepare_reward(d, tokenizer, args, "eval")),
             tokenizer,

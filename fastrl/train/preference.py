@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from fastrl.data.collate_classic import not_classic
 from fastrl.data.prepare_legacy import begin_with_bos
 from fastrl.models import adapters
 from fastrl.train import setup
@@ -74,7 +75,7 @@ class PreferenceTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator or self._collator(tokenizer, args),
+            not_classic(data_collator) or self._collator(tokenizer, args),
             self._prepared(train_dataset, tokenizer, args, "train"),
             setup.each(eval_dataset, lambda rows: self._prepared(rows, tokenizer, args, "eval")),
             tokenizer,

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 import fastrl
+from fastrl.data.collate_classic import DPODataCollatorWithPadding, RewardDataCollatorWithPadding
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "ran"]
 PAIRS = Dataset.from_list(
@@ -201,3 +202,24 @@ def test_unknown_arguments_are_named(tokenizer):
         fastrl.SFTTrainer(model(), dataset_txt_field="x")
     with pytest.raises(TypeError, match="DPOConfig has no field 'betta'; did you mean 'beta'"):
         fastrl.DPOConfig("o", betta=1)
+
+
+@pytest.mark.parametrize("kind", ["DPO", "Reward"])
+def test_collators_of_that_time_give_the_same_training(tokenizer, tmp_path, kind):
+    def losses(collator):
+        torch.manual_seed(0)
+        args = TrainingArguments(str(tmp_path), **SETTINGS)
+        owner = getattr(fastrl, f"{kind}Trainer")
+        policy = model(GPT2ForSequenceClassification if kind == "Reward" else GPT2LMHeadModel)
+        trainer = owner(policy, args=args, train_dataset=PAIRS, tokenizer=tokenizer, **collator)
+        trainer.train()
+        return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+    theirs = {
+        "DPO": DPODataCollatorWithPadding(tokenizer.pad_token_id, is_encoder_decoder=False),
+        "Reward": RewardDataCollatorWithPadding(tokenizer, max_length=16),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = losses({})
+        assert losses({"data_collator": theirs[kind]}) == plain and len(plain) == 2
