@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from fastrl.algos.dpo_losses import DIVERGENCES, LOSSES, OF_MARGIN
+from fastrl.algos.dpo_losses import DIVERGENCES, LOSSES, OF_MARGIN, SMOOTHED
 from fastrl.legacy.dpo import DPO_DEFAULTS, DPO_FIELDS
 from fastrl.legacy.fields import accepts_legacy_fields
 from fastrl.train.config import require_choice
@@ -62,7 +63,11 @@ class DPOConfig(PreferenceConfig):
         default=0.5, metadata={"help": "alpha of the alpha-divergence."}
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "Probability that a preference is the wrong way round."}
+        default=0.0,
+        metadata={
+            "help": "Probability that a preference is the wrong way round, for the losses "
+            f"{', '.join(sorted(SMOOTHED))}."
+        },
     )
     use_weighting: bool = field(
         default=False, metadata={"help": "Weigh pairs by how likely the policy is to write them."}
@@ -92,6 +97,15 @@ class DPOConfig(PreferenceConfig):
             raise ValueError(
                 f"f_divergence_type={self.f_divergence_type!r} has no meaning for loss_type "
                 f"{beyond[0]!r}; it works with {', '.join(sorted(OF_MARGIN))}"
+            )
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
+        rest = sorted(set(self.loss_type) - SMOOTHED)
+        if self.label_smoothing and rest:
+            warnings.warn(
+                f"label_smoothing={self.label_smoothing} does nothing for loss_type "
+                f"{', '.join(rest)}",
+                stacklevel=4,
             )
         sorts = sorted({"aot", "aot_unpaired"} & set(self.loss_type))
         if self.use_weighting and sorts:

@@ -80,9 +80,8 @@ DIVERGENCES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 }
 
 
-def _smoothed(p: Pairs, delta: torch.Tensor) -> torch.Tensor:
-    """-log σ(βδ), the label flipped with probability ε."""
-    z = p.beta * delta
+def _smoothed(p: Pairs, z: torch.Tensor) -> torch.Tensor:
+    """-log σ(z), the label flipped with probability ε."""
     return -(1 - p.label_smoothing) * logsigmoid(z) - p.label_smoothing * logsigmoid(-z)
 
 
@@ -117,12 +116,12 @@ def _aot(p: Pairs) -> torch.Tensor:
     # Sorted margins against sorted margins of the reference (arXiv 2406.05882, paired)
     own = (p.chosen_logp - p.rejected_logp).sort().values
     ref = (p.ref_chosen_logp - p.ref_rejected_logp).sort().values
-    return _smoothed(p, own - ref)
+    return _smoothed(p, p.beta * (own - ref))
 
 
 def _aot_unpaired(p: Pairs) -> torch.Tensor:
     # arXiv 2406.05882, unpaired
-    return _smoothed(p, p.chosen.sort().values - p.rejected.sort().values)
+    return _smoothed(p, p.beta * (p.chosen.sort().values - p.rejected.sort().values))
 
 
 def _apo_zero(p: Pairs) -> torch.Tensor:
@@ -149,7 +148,7 @@ def _bco_pair(p: Pairs) -> torch.Tensor:
 
 
 LOSSES: dict[str, Loss] = {
-    "sigmoid": lambda p: -logsigmoid(p.margin),  # arXiv 2305.18290, equation 7
+    "sigmoid": lambda p: _smoothed(p, p.margin),  # arXiv 2305.18290, equation 7
     "hinge": lambda p: torch.relu(1 - p.margin),  # SLiC, arXiv 2305.10425, equation 7
     "ipo": lambda p: (p.mean_margin - 1 / (2 * p.beta)).square(),  # arXiv 2310.12036, equation 17
     "exo_pair": _exo_pair,
@@ -165,6 +164,9 @@ LOSSES: dict[str, Loss] = {
     "sft": lambda p: p.chosen_nll.expand_as(p.chosen_logp),
     "sigmoid_norm": lambda p: -logsigmoid(p.beta * p.mean_margin),
 }
+
+# Losses that know a share of flipped labels (TRL 1.16 leaves it out of sigmoid).
+SMOOTHED = frozenset({"sigmoid", "exo_pair", "robust", "aot", "aot_unpaired"})
 
 # Losses of the margin alone, which is what an f-divergence changes.
 OF_MARGIN = frozenset(

@@ -1,0 +1,375 @@
+"""Where fields are read that no tiny run would show by its numbers."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import datasets
+import pytest
+import torch
+
+from fastrl.train import drawing
+from tests.algos.offline_parity import making
+from tests.customisation import runs
+
+ROOT = Path(__file__).resolve().parents[2]
+Look = Callable[[str], None]
+
+
+@contextmanager
+def built(kind: str, **settings: Any) -> Any:
+    """A trainer with a folder of its own."""
+    with tempfile.TemporaryDirectory() as place, runs._heard():
+        yield runs.build(kind, Path(place), settings)
+
+
+# --- transformers and datasets --------------------------------------------------------------------
+
+
+def nan_filter(name: str) -> None:
+    """A NaN that a user's own `training_step` returns is logged as it is, or as the mean before."""
+    seen = []
+    for given in (False, True):
+        with built("sft", **{name: given}) as trainer:
+            losses = iter([2.0, float("nan")])
+            trainer.training_step = lambda *_, of=losses: torch.tensor(next(of))
+            with runs._heard():
+                trainer.train()
+            seen.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert seen[0][0] == seen[1][0] == 2.0
+    assert [x == x for x in (seen[0][1], seen[1][1])] == [False, True]
+
+
+def _loading(kind: str, name: str) -> None:
+    from fastrl.train import setup
+
+    model, tokenizer, asked = making.model("qwen2"), making.tokenizer(), []
+    load = SimpleNamespace(
+        from_pretrained=lambda *_, **given: asked.append(given[name]) or tokenizer
+    )
+    source = str(runs.folder() / "policy")
+    for given in (False, True):
+        asked.clear()
+        with (
+            patch.object(setup, "AutoTokenizer", load),
+            patch.object(
+                setup,
+                "create_model_from_path",
+                lambda *_, **k: asked.append(k[name]) or model,
+            ),
+            tempfile.TemporaryDirectory() as place,
+        ):
+            trainer, config, more = runs.KINDS[kind]
+            args = config(place, **{**runs.BASE, **more, name: given})
+            rows = runs.rows(kind, 8, 0, None)
+            rewards = {"reward_funcs": runs.letters} if kind in runs.DRAWING else {}
+            trainer(source, args=args, train_dataset=rows, **rewards)
+        assert asked and set(asked) == {given}
+
+
+def loading(name: str) -> None:
+    _loading("sft", name)
+
+
+def loading_online(name: str) -> None:
+    _loading("grpo", name)
+
+
+@contextmanager
+def _maps() -> Any:
+    """The `num_proc` that datasets are mapped with; nothing is started for it."""
+    asked: list[Any] = []
+    plain = datasets.Dataset.map
+
+    def mapped(self: Any, *args: Any, **keywords: Any) -> Any:
+        asked.append(keywords.pop("num_proc", None))
+        return plain(self, *args, **keywords)
+
+    with patch.object(datasets.Dataset, "map", mapped):
+        yield asked
+
+
+def _processes(kind: str, name: str, **more: Any) -> None:
+    for given in (None, 3):
+        with _maps() as asked, built(kind, **{name: given}, **more):
+            assert given in asked and set(asked) <= {given, None}
+
+
+def processes(name: str) -> None:
+    for kind in ("sft", "dpo", "kto", "reward"):
+        _processes(kind, name)
+
+
+def processes_of_prompts(name: str) -> None:
+    _processes("ppo_train", name, _text=True)
+
+
+def offloading(name: str) -> None:
+    """Activations of the forward pass go to the host and come back."""
+    saved = []
+    plain = torch.autograd.graph.save_on_cpu
+    watched = lambda **given: saved.append(given) or plain(**given)  # noqa: E731
+    for given in (False, True):
+        saved.clear()
+        with (
+            patch.object(torch.autograd.graph, "save_on_cpu", watched),
+            built("sft", **{name: given}) as trainer,
+            runs._heard(),
+        ):
+            trainer.train()
+        assert len(saved) == (2 if given else 0)
+
+
+def unprepared(name: str) -> None:
+    rows = making.rows("text", 8)
+    with built("sft", **{name: {"skip_prepare_dataset": True}}, _rows="text") as trainer:
+        assert trainer.train_dataset.column_names == rows.column_names
+
+
+def precomputing(name: str) -> None:
+    from fastrl.train import precompute
+
+    sizes: list[int] = []
+    plain = precompute.DataLoader
+
+    def loader(rows: Any, size: int, **more: Any) -> Any:
+        sizes.append(size)
+        return plain(rows, size, **more)
+
+    for given, expected in ((None, 4), (3, 3)):
+        sizes.clear()
+        with (
+            tempfile.TemporaryDirectory() as cache,
+            patch.object(precompute, "DataLoader", loader),
+            patch.object(
+                datasets.Dataset, "_get_cache_file_path", lambda _, f, at=cache: f"{at}/{f}.arrow"
+            ),
+            built("dpo", **{name: given}, precompute_ref_log_probs=True),
+        ):
+            assert sizes and set(sizes) == {expected}
+
+
+# --- online trainers ------------------------------------------------------------------------------
+
+
+def slow(completions: list[Any], **_: Any) -> list[float]:
+    time.sleep(3)
+    return [1.0] * len(completions)
+
+
+def timeout(name: str) -> None:
+    """A function that takes longer has no score."""
+    from fastrl.rewards.running import RewardFunctions
+
+    seen = []
+    with patch.object(RewardFunctions, "__init__", lambda _, __, **k: seen.append(k)):
+        for given in (None, 2.5):
+            with pytest.raises(AttributeError), built("grpo", **{name: given}):
+                pass
+    assert seen == [{"timeout": None}, {"timeout": 2.5}]
+
+
+def tool_rounds(name: str) -> None:
+    from fastrl.algos.grpo import GRPOTrainer
+
+    def lookup(word: str) -> str:
+        """Look a word up.
+
+        Args:
+            word: which.
+        """
+        return word
+
+    asked = []
+    loop = lambda *_, **given: asked.append(given["max_iterations"])  # noqa: E731
+    with patch.object(drawing, "ToolLoop", loop), tempfile.TemporaryDirectory() as place:
+        for given in (None, 3):
+            args = runs.KINDS["grpo"][1](place, **{**runs.BASE, **runs.DRAWN, name: given})
+            rows = runs.rows("grpo", 8, 0, "completion_chat").select_columns(["prompt"])
+            GRPOTrainer(
+                making.model("qwen2"), runs.letters, args, rows,
+                processing_class=making.tokenizer(), tools=[lookup],
+            )  # fmt: skip
+    assert asked == [None, 3]
+
+
+def completions_repository(name: str) -> None:
+    import huggingface_hub
+
+    asked = []
+    scheduler = lambda **given: asked.append(given["repo_id"])  # noqa: E731
+    with patch.object(huggingface_hub, "CommitScheduler", scheduler):
+        for given in (None, "me/mine"):
+            with built("grpo", log_completions=True, **{name: given}):
+                pass
+    assert asked == ["me/mine"]
+    with pytest.raises(ValueError, match=name), built("grpo", **{name: "me/mine"}):
+        pass
+
+
+# --- vLLM -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stand_in() -> Any:
+    """The tests' own vLLM."""
+    with tempfile.TemporaryDirectory() as place:
+        facts = Path(place) / "vllm-0.31.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.31.0\n")
+        added = [str(ROOT / "tests" / "rollout" / "fake_vllm"), place]
+        sys.path[:0] = added
+        try:
+            import vllm
+
+            yield vllm
+        finally:
+            for path in added:
+                sys.path.remove(path)
+            for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+                del sys.modules[name]
+
+
+def _by_vllm(kind: str, **settings: Any) -> Any:
+    source = str(runs.folder() / "policy")
+    return built(kind, use_vllm=True, _by_name=source, **settings)
+
+
+def absent_vllm(name: str) -> None:
+    missing = pytest.raises(ImportError, match=f"{name}: vLLM is not installed")
+    with missing, built("grpo", **{name: True}):
+        pass
+
+
+def vllm(argument: str, value: Any, kind: str = "grpo") -> Look:
+    """The engine in this process gets the field as that argument."""
+
+    def look(name: str) -> None:
+        with _stand_in() as package:
+            of = {"grpo": "grpo", "online": "online_dpo"}[kind]
+            with _by_vllm(of):
+                assert package.LLM.made[-1].arguments[argument] != value
+            with _by_vllm(of, **{name: value}):
+                assert package.LLM.made[-1].arguments[argument] == value
+
+    return look
+
+
+def vllm_regex(name: str) -> None:
+    with _stand_in(), _by_vllm("grpo", **{name: "[a-z]+"}) as trainer:
+        engine = trainer._collecting._drawing._vllm
+        assert engine._draws.structure == {"regex": "[a-z]+"}
+
+
+def vllm_parallel(name: str) -> None:
+    refused = pytest.raises(ValueError, match=f"{name}=2 must divide")
+    with _stand_in(), refused, _by_vllm("grpo", **{name: 2}):
+        pass
+
+
+@contextmanager
+def _connected() -> Any:
+    """What a trainer asks of a server, which is not there."""
+    from fastrl.rollout import vllm_server
+
+    asked: dict[str, Any] = {}
+
+    class Http:
+        def __init__(self, base_url: str) -> None:
+            self.base_url = asked["url"] = base_url
+
+        def wait(self, seconds: float) -> None:
+            asked["timeout"] = seconds
+
+        def get(self, path: str) -> Any:
+            return {"data": [{"id": "policy"}]}
+
+    def transfer(_: Any, __: Any, port: int, ___: Any) -> None:
+        asked["group"] = port
+
+    with (
+        _stand_in(),
+        patch.object(vllm_server, "Http", Http),
+        patch.object(vllm_server, "Transfer", transfer),
+        patch.object(vllm_server.Server, "_check_server", lambda _: None),
+    ):
+        yield asked
+
+
+def vllm_server(value: Any) -> Look:
+    """The value is what the server is looked for by, and was not without it."""
+
+    def look(name: str) -> None:
+        with _connected() as asked:
+            with _by_vllm("grpo", vllm_mode="server"):
+                before = dict(asked)
+            with _by_vllm("grpo", vllm_mode="server", **{name: value}):
+                pass
+        (changed,) = [key for key in asked if asked[key] != before[key]]
+        assert str(value) in str(asked[changed])
+
+    return look
+
+
+def vllm_mode(name: str) -> None:
+    with _connected() as asked:
+        with _by_vllm("grpo"):
+            assert asked == {}
+        with _by_vllm("grpo", **{name: "server"}):
+            assert asked["url"] == "http://0.0.0.0:8000"
+
+
+# --- PPO by train() -------------------------------------------------------------------------------
+
+
+def kept_columns(name: str) -> None:
+    """The collator is given the prompts alone, or every column."""
+    seen = []
+    for given in (False, True):
+        with built("ppo_train", **{name: given}) as trainer:
+            rows = trainer.train_dataset
+            trainer.train_dataset = rows.add_column("extra", list(range(len(rows))))
+            plain = trainer.data_collator
+            trainer.data_collator = lambda batch, of=plain: seen.append(set(batch[0])) or of(batch)
+            next(iter(trainer.get_train_dataloader()))
+    assert seen == [{"input_ids", "extra"}, {"input_ids"}]
+
+
+def rows_decoded_together(name: str) -> None:
+    from fastrl.rollout.plan import Plan
+
+    plain, asked = Plan.answers, []
+
+    def answers(self: Any, requests: Any, most: Any = None) -> Any:
+        asked.append(most)
+        return plain(self, requests, most)
+
+    for given in (64, 1):
+        asked.clear()
+        with (
+            patch.object(Plan, "answers", answers),
+            built("ppo_train", **{name: given}, max_steps=1) as trainer,
+            runs._heard(),
+        ):
+            trainer.train()
+        assert asked and set(asked) == {given}
+
+
+def read_by(script: str) -> Look:
+    """A script of ours reads it as an attribute of its arguments."""
+
+    def look(name: str) -> None:
+        tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
+        read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert name in read, f"{script} does not read {name}"
+
+    return look
