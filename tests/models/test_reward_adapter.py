@@ -189,13 +189,14 @@ def test_ppo_is_rewarded_by_the_second_adapter_and_changes_only_the_first(
         np.random.seed(step)
         theirs = alone.step(queries, drawn[0], scores)
         for key in ("objective/kl", "ppo/loss/total", "ppo/policy/entropy", "ppo/val/vpred"):
-            assert ours[key] == theirs[key], (step, key)
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-7), (step, key)
         assert step > 0 or ours["objective/kl"] == 0  # the reference: no adapter at all
         assert step == 0 or ours["objective/kl"] != 0
     after = dict(both.model.named_parameters())
     assert all(torch.equal(after[name], start) for name, start in frozen.items())
     for name, parameter in alone.model.named_parameters():
-        assert not parameter.requires_grad or torch.equal(parameter, after[name]), name
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter, after[name], rtol=1e-3, atol=1e-5)
     assert both.model.pretrained_model.active_adapter == "default"
 
 
