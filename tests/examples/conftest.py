@@ -18,5 +18,6 @@ def local_hub_directory(hub_folder, tmp_path, monkeypatch):
     """The working directory is a hub of tiny models and reviews; see tests/examples/local_hub."""
     folder = local_hub.linked(hub_folder, tmp_path / "work")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(folder)
     return folder

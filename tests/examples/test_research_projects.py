@@ -1,0 +1,227 @@
+"""The research projects: flags as readers know them, and smoke runs from end to end."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+PROJECTS = Path(__file__).resolve().parents[2] / "examples" / "research_projects"
+SCRIPTS = {
+    path.stem: path
+    for path in sorted(PROJECTS.rglob("*.py"))
+    if "def main(argv" in path.read_text(encoding="utf-8")
+}
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """script("rl_training"): the module; the working directory is empty."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.syspath_prepend(str(PROJECTS))
+
+    def load(name):
+        monkeypatch.syspath_prepend(str(SCRIPTS[name].parent))
+        spec = importlib.util.spec_from_file_location(f"project_{name}", SCRIPTS[name])
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def smoke_folder(tmp_path_factory):
+    """Tiny models and made-up rows, made by the first script that needs them."""
+    return str(tmp_path_factory.mktemp("smoke"))
+
+
+def test_the_scripts_that_the_guides_name_are_there():
+    assert {
+        "gpt-j-6b-toxicity",
+        "evaluate-toxicity",
+        "supervised_finetuning",
+        "reward_modeling",
+        "rl_training",
+        "merge_peft_adapter",
+        "sft_llama2",
+        "dpo_llama2",
+    } <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_and_a_flag_that_is_wrong(script, capsys, name):
+    main = script(name).main
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0 and "--smoke" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["--smokee"])
+    assert stop.value.code == 2 and "did you mean '--smoke'" in capsys.readouterr().err
+
+
+COMMAND_LINES = [
+    (
+        "gpt-j-6b-toxicity",
+        "--log_with wandb --learning_rate 1.4e-5 --mini_batch_size 1 --batch_size 8 "
+        "--gradient_accumulation_steps 2 --model_save_path here",
+        {"log_with": "wandb", "learning_rate": 1.4e-5, "batch_size": 8, "mini_batch_size": 1}
+        | {"gradient_accumulation_steps": 2, "model_save_path": "here", "num_shared_layers": 20}
+        | {"model_name": "ybelkada/gpt-j-6b-sharded-bf16"},
+    ),
+    (
+        "evaluate-toxicity",
+        "--model_type ybelkada/gpt-j-6b-detoxs --num_samples 100 --context_length 1000",
+        {"model_type": "ybelkada/gpt-j-6b-detoxs", "num_samples": 100, "context_length": 1000}
+        | {"output_file": "toxicity.csv", "batch_size": 64, "max_new_tokens": 30},
+    ),
+    (
+        "supervised_finetuning",
+        "--model_path=llama --streaming --no_gradient_checkpointing --learning_rate 1e-5 "
+        "--max_steps 5000 --output_dir ./llama-se",
+        {"model_path": "llama", "streaming": True, "no_gradient_checkpointing": True}
+        | {"learning_rate": 1e-5, "max_steps": 5000, "output_dir": "./llama-se", "bf16": False}
+        | {"seq_length": 1024, "subset": "data/finetune", "size_valid_set": 4000},
+    ),
+    (
+        "reward_modeling",
+        "--model_name=llama-se --train_subset 500 --gradient_checkpointing True",
+        {"model_name": "llama-se", "train_subset": 500, "gradient_checkpointing": True}
+        | {"eval_subset": 50000, "max_length": 512, "bf16": True, "learning_rate": 2e-5},
+    ),
+    (
+        "rl_training",
+        "--log_with=wandb --model_name=llama-se --reward_model_name=llama-se-rm --adafactor=False "
+        "--tokenizer_name=llama --save_freq=100 --output_max_length=128 --batch_size=8 "
+        "--gradient_accumulation_steps=8 --batched_gen=True --ppo_epochs=4 --seed=0 "
+        "--learning_rate=1.4e-5 --early_stopping=True --output_dir=out",
+        {"adafactor": False, "tokenizer_name": "llama", "save_freq": 100, "output_dir": "out"}
+        | {"output_max_length": 128, "batched_gen": True, "early_stopping": True}
+        | {"mini_batch_size": 1, "target_kl": 0.1, "init_kl_coef": 0.2, "steps": 20000},
+    ),
+    (
+        "merge_peft_adapter",
+        "--base_model_name=llama --adapter_model_name=adapter --output_name=merged",
+        {"base_model_name": "llama", "adapter_model_name": "adapter", "output_name": "merged"},
+    ),
+    (
+        "dpo_llama2",
+        "--model_name_or_path=sft/final_checkpoint --output_dir=dpo --sanity_check True",
+        {"model_name_or_path": "sft/final_checkpoint", "output_dir": "dpo", "beta": 0.1}
+        | {"sanity_check": True, "optimizer_type": "paged_adamw_32bit", "max_steps": 1000},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "line", "expected"), COMMAND_LINES, ids=lambda v: str(v)[:20])
+def test_command_lines_of_the_research_projects(script, name, line, expected):
+    module = script(name)
+    import smoke
+
+    _, args = smoke.parse((module.ScriptArguments,), module.SMOKE, "about", line.split())
+    assert {key: getattr(args, key) for key in expected} == expected
+
+
+@pytest.mark.filterwarnings("ignore:old spellings")
+def test_sft_llama2_takes_the_trainers_own_flags(script):
+    module = script("sft_llama2")
+    import smoke
+
+    line = (
+        "--output_dir=./sft --max_steps=500 --logging_steps=10 --save_steps=10 "
+        "--per_device_train_batch_size=4 --gradient_accumulation_steps=2 "
+        "--gradient_checkpointing=False --group_by_length=False --learning_rate=1e-4 "
+        "--lr_scheduler_type=cosine --warmup_steps=100 --weight_decay=0.05 "
+        "--optim=paged_adamw_32bit --bf16=False --remove_unused_columns=False "
+        "--run_name=sft_llama2 --report_to=none"
+    )
+    types = (module.ScriptArguments, module.SFTConfig)
+    _, args, config = smoke.parse(types, module.SMOKE, "about", line.split())
+    assert (args.model_name, args.lora_r) == ("meta-llama/Llama-2-7b-hf", 8)
+    assert (config.max_steps, config.learning_rate, config.warmup_steps) == (500, 1e-4, 100)
+    assert (config.optim, config.run_name) == ("paged_adamw_32bit", "sft_llama2")
+    assert config.gradient_checkpointing is False and config.remove_unused_columns is False
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_stack_llama_from_sft_to_ppo(script, smoke_folder):
+    smoke = ["--smoke", smoke_folder]
+    sft = script("supervised_finetuning").main(smoke)
+    assert sft["after"] < sft["before"] - 0.3
+    merge = script("merge_peft_adapter").main
+    policy = merge(smoke)
+    texts = ["Question: How do I sort a list in Go?\n\nAnswer: No idea, ask somebody else."]
+    ids = AutoTokenizer.from_pretrained(policy)(texts, return_tensors="pt").input_ids
+    base = AutoModelForCausalLM.from_pretrained(f"{smoke_folder}/stack_exchange/llama")
+    adapter = "runs/stack_llama/sft/final_checkpoint"
+    with torch.no_grad():
+        start = base(ids).logits
+        tuned = PeftModel.from_pretrained(base, adapter).eval()(ids).logits
+        found = AutoModelForCausalLM.from_pretrained(policy)(ids).logits
+    torch.testing.assert_close(found, tuned, rtol=1e-4, atol=1e-4)
+    assert (found - start).abs().max() > 0.1
+
+    reward = script("reward_modeling").main([*smoke, "--model_name", policy])
+    assert reward["after"]["eval_loss"] < 0.1 < reward["before"]["eval_loss"]
+    assert reward["after"]["eval_accuracy"] > 0.95
+    words = ["--adapter_model_name", "runs/stack_llama/reward/final_checkpoint"]
+    judge = merge([*smoke, *words, "--output_name", "runs/stack_llama/reward_merged"])
+
+    rl = script("rl_training").main
+    words = [*smoke, "--model_name", policy, "--reward_model_name"]
+    scores = rl([*words, judge])
+    assert len(scores) == 10 and sum(scores[-3:]) / 3 > scores[0] + 0.3
+    assert (Path("runs/stack_llama/rl/final") / "adapter_config.json").is_file()
+
+    # The first answers are the same, so a reward model with its sign turned gives minus the score.
+    turned = AutoModelForSequenceClassification.from_pretrained(judge)
+    turned.score.weight.data.neg_()
+    turned.save_pretrained("turned")
+    AutoTokenizer.from_pretrained(judge).save_pretrained("turned")
+    (first,) = rl([*words, "turned", "--steps", "32"])
+    assert first == pytest.approx(-scores[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_stack_llama_2_from_sft_to_dpo(script, smoke_folder):
+    smoke = ["--smoke", smoke_folder]
+    sft = script("sft_llama2").main([*smoke, "--max_steps", "20"])
+    assert sft["after"] < sft["before"] - 0.2
+    dpo = script("dpo_llama2").main
+    found = dpo([*smoke, "--max_steps", "15"])
+    assert found["before"]["eval_loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert found["after"]["eval_rewards/margins"] > 1
+    assert found["after"]["eval_rewards/accuracies"] > 0.95
+    # The adapter and the model it was merged into are one starting point.
+    merged = "runs/stack_llama_2/sft/final_merged_checkpoint"
+    other = dpo([*smoke, "--max_steps", "1", "--model_name_or_path", merged])
+    key = "eval_logps/chosen"
+    assert other["before"][key] == pytest.approx(found["before"][key], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_toxicity_falls_and_is_measured(script, smoke_folder):
+    smoke = ["--smoke", smoke_folder]
+    found = script("gpt-j-6b-toxicity").main(smoke)
+    assert found["before"] > 0.4 and found["after"] < 0.5 * found["before"]
+
+    evaluate = script("evaluate-toxicity").main
+    ((start, (mean, _)),) = evaluate(smoke).items()
+    assert start == f"{smoke_folder}/toxicity/model" and mean > 0.4
+    ((tuned, (less, spread)),) = evaluate([*smoke, "--model_type", "runs/toxicity"]).items()
+    assert tuned == "runs/toxicity" and less < 0.5 * mean
+    with open("toxicity.csv", newline="") as file:
+        assert list(csv.reader(file))[1:] == [[tuned, str(less), str(spread)]]
