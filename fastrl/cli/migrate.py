@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
+import tokenize
 from pathlib import Path
 
 HELP = "show a script for TRL in today's spelling, as a diff; --write applies it"
@@ -27,8 +29,9 @@ def run(options: argparse.Namespace) -> int:
     status = 0
     for path in options.scripts:
         try:
-            with path.open(encoding="utf-8", newline="") as file:
-                source = file.read()
+            raw = path.read_bytes()
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+            source = raw.decode(encoding)
             migrated = migrate(source)
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
             print(f"fastrl migrate: {path}: {error}", file=sys.stderr)
@@ -39,8 +42,7 @@ def run(options: argparse.Namespace) -> int:
         if migrated.source == source:
             print(f"{path}: nothing to change", file=sys.stderr)
         elif options.write:
-            with path.open("w", encoding="utf-8", newline="") as file:
-                file.write(migrated.source)
+            path.write_bytes(migrated.source.encode(encoding))
             print(f"{path}: rewritten", file=sys.stderr)
         else:
             _show(path, source, migrated.source)

@@ -33,12 +33,12 @@ from fastrl.legacy.generation import pinned
 
 _STARTUP = str(Path(__file__).parent / "startup")
 # Pinned API -> the release it stands for.
-_RELEASES = {"0.7": "0.7.11", "0.11": "0.11.4", "1": "1.16.0"}
+RELEASES = {"0.7": "0.7.11", "0.11": "0.11.4", "1": "1.16.0"}
 
 
 def trl_version() -> str:
     """The release of TRL that fastrl stands for: that of the pinned API, else the latest."""
-    return _RELEASES[pinned() or "1"]
+    return RELEASES[pinned() or "1"]
 
 
 def _twin(name: str) -> str:

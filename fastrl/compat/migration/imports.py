@@ -6,6 +6,7 @@ import ast
 import re
 from typing import TYPE_CHECKING
 
+from fastrl.compat.as_trl import RELEASES
 from fastrl.compat.finder import resolve
 from fastrl.compat.modules import MODULES
 from fastrl.compat.transformers_names import GONE, MOVED
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from fastrl.compat.migration.script import Script
 
 _PROBES = ("version", "find_spec", "import_module", "distribution", "files", "require_version")
-_VERSION = "trl's version; fastrl counts its own, so the comparison means something else"
+_VERSION = "fastrl counts versions of its own"
 
 
 def rewrite(script: Script) -> None:
@@ -78,7 +79,10 @@ def _module(script: Script, node: ast.ImportFrom, new: str) -> None:
 
 def _check(script: Script, node: ast.ImportFrom, below: str, alias: ast.alias) -> None:
     """Note a name that fastrl does not have."""
-    if alias.name == "*" or alias.name == "__version__":
+    if alias.name == "*":
+        return
+    if alias.name == "__version__":
+        script.text.note(node, _VERSION)
         return
     try:
         resolve("fastrl", below, alias.name)
@@ -100,7 +104,7 @@ def _attribute(script: Script, node: ast.Attribute) -> None:
     path = script.names.path(node) or ""
     module, _, name = path.rpartition(".")
     if path == "trl.__version__":
-        script.text.note(node, _VERSION)
+        _state_version(script, node)
     if path in MOVED:
         script.text.replace(script.text.start(node), script.text.end(node), MOVED[path])
     if name in GONE.get(module, {}):
@@ -115,6 +119,8 @@ def _name(script: Script, node: ast.Name) -> None:
     path = script.names.path(node) or ""
     module, _, name = path.rpartition(".")
     new = None
+    if node in script.replaced:
+        return
     if path == "trl" and node.id == "trl":
         new = "fastrl"
     elif node.id == name and name in GONE.get(module, {}):
@@ -123,12 +129,21 @@ def _name(script: Script, node: ast.Name) -> None:
         script.text.replace(script.text.start(node), script.text.end(node), new)
 
 
+def _state_version(script: Script, node: ast.expr) -> None:
+    """The release of TRL whose spelling the script has now, as a literal."""
+    script.text.replace(script.text.start(node), script.text.end(node), f'"{RELEASES["1"]}"')
+    script.text.note(node, f"TRL's version stands for its latest release now: {_VERSION}")
+    script.replaced.update(inner for inner in ast.walk(node) if isinstance(inner, ast.Name))
+
+
 def _probe(script: Script, call: ast.Call) -> None:
     """`importlib.metadata.version("trl")` and its like ask for the package by a string."""
     func = call.func
     name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
     given = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
-    if name in _PROBES and isinstance(given, str) and re.match(r"trl\b", given):
+    if script.names.path(func) == "importlib.metadata.version" and given == "trl":
+        _state_version(script, call)
+    elif name in _PROBES and isinstance(given, str) and re.match(r"trl\b", given):
         script.text.note(call, f"{name}({given!r}) asks for TRL")
 
 

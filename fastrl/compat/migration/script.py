@@ -112,11 +112,12 @@ def migrate(source: str) -> Migrated:
     Raises:
         SyntaxError: the source is no Python.
     """
-    script = Script(source)
+    newline = "\r\n" if "\r\n" in source else "\n"
+    script = Script(source.replace("\r\n", "\n"))
     for call, path in constructions(script.text.tree, script.names):
         _rewrite_call(script, call, path)
     script.write()
     imports.rewrite(script)
     new = script.text.edited()
     ast.parse(new)
-    return Migrated(new, sorted(script.text.notes))
+    return Migrated(new.replace("\n", newline), sorted(script.text.notes))
