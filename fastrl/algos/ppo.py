@@ -111,6 +111,7 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
         data_collator: `collate_fn` of the dataloader.
         num_shared_layers: with ref_model None, layers shared with the reference, and so frozen.
         lr_scheduler: stepped once per `step`.
+        training_data_collator: pads a step's rows, which are then not packed.
 
     Every forward runs in eval mode, so without dropout, as in TRL. Overriding or calling
     `batched_forward_pass`, `train_minibatch` or `loss` gives TRL's contract: every position, logits
@@ -133,6 +134,7 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
         data_collator: Callable[..., Any] | None = None,
         num_shared_layers: int | None = None,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        training_data_collator: Callable[..., Any] | None = None,
     ) -> None:
         if not isinstance(config, PPOConfig):
             raise ValueError(f"config must be a PPOConfig, got {type(config).__name__}")
@@ -148,7 +150,8 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
         self.ref_model = self._make_reference(ref_model, num_shared_layers)
         self.dataset = self._checked_dataset(dataset)
         loader = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
-        self.data_collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        own = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        self.data_collator = training_data_collator or own
         self.model_params = [p for p in model.parameters() if p.requires_grad]
         optimizer = optimizer or default_adam(self.model_params, config.learning_rate)
         self.kl_ctl = kl_controller(config)
@@ -157,8 +160,7 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
             self.accelerator, self.optimizer, self.model_params, config.max_grad_norm
         )
         self.running = RunningMoments(self.accelerator)
-        self.current_step = 0
-        self.compare_step = 0
+        self.current_step = self.compare_step = 0
         self.highest_reward = float("-inf")
         self._statistics_over = self.accelerator if config.global_statistics else None
 
@@ -232,6 +234,7 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
     def _is_packed(self) -> bool:
         """Whether nothing that TRL's padded contract promises has been overridden."""
         own = any(name in vars(self) for name in _PADDED_CONTRACT)
+        own |= not isinstance(self.data_collator, DataCollatorForLanguageModeling)
         kept = all(getattr(type(self), n) is f for n, f in _PADDED_CONTRACT.items())
         return kept and not own and not self.is_encoder_decoder
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
-from fastrl.legacy import InvalidChoice, explain_unknown_fields, warn_once
+from fastrl.legacy import InvalidChoice, warn_once
+from fastrl.legacy.changes import Ignored, Table
+from fastrl.legacy.fields import accepts_legacy_fields
 from fastrl.legacy.generation import pinned
 from fastrl.train.statistics import flatten_dict
 
@@ -93,7 +95,7 @@ def form_of(names: Iterable[str]) -> type:
 
     classic = {f.name for f in fields(PPOConfig)}
     known = {f.name for f in fields(PPOTrainConfig) if f.init} | TRAINING_ARGUMENTS.keys()
-    asked = sorted(set(names) & known - classic)
+    asked = sorted(set(names) & known - classic - _OF_0_11.keys())
     others = sorted(set(names) & classic - known)
     if asked and others:
         raise InvalidForm(
@@ -110,11 +112,19 @@ def _script_name() -> str:
     return name[: -len(".py")]
 
 
+_OF_0_11: Table = {
+    "dataset_num_proc": Ignored("prepare the dataset with it, before it is given to the trainer"),
+    "gradient_checkpointing": Ignored(
+        "every pass runs in eval mode, in which transformers keeps all activations"
+    ),
+}
+
+
 class InvalidForm(TypeError, ValueError):
     """Fields of both forms: a TypeError of the constructor's, a ValueError of the parser's."""
 
 
-@explain_unknown_fields
+@accepts_legacy_fields(_OF_0_11)
 @dataclass
 class PPOConfig:
     """Settings of `PPOTrainer`.

@@ -10,7 +10,13 @@ from fastrl.algos.ppo_train_config import PPOTrainConfig
 
 # Arguments that only one form has; those both have say nothing.
 _TRAIN = set(inspect.signature(PPOv2Trainer).parameters) | {"policy", "ref_policy"}
-_STEP = {"dataset", "lr_scheduler", "num_shared_layers", "optimizer"}
+_STEP = {
+    "dataset",
+    "lr_scheduler",
+    "num_shared_layers",
+    "optimizer",
+    "training_data_collator",
+}
 _BOTH = {"model", "ref_model", "data_collator"}
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fastrl.legacy.fields import accepts_legacy_fields
-from fastrl.legacy.ppo import PPO_TRAIN_DEFAULTS
-from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
+from fastrl.legacy.ppo import PPO_TRAIN_DEFAULTS, PPO_TRAIN_FIELDS
 from fastrl.train.config import BaseConfig, require_choice
 
 KL_ESTIMATORS = ("k1", "k3")
@@ -44,7 +43,7 @@ _COUNTS = {
 _NO_PREDICTIONS = "evaluate answers prompts and scores the answers; it predicts nothing"
 
 
-@accepts_legacy_fields(TRAINING_ARGUMENTS, PPO_TRAIN_DEFAULTS)
+@accepts_legacy_fields(PPO_TRAIN_FIELDS, PPO_TRAIN_DEFAULTS)
 @dataclass
 class PPOTrainConfig(BaseConfig):
     """Settings of `PPOTrainer` with a reward model and a value model; `PPOConfig` makes them too.

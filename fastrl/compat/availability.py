@@ -96,9 +96,18 @@ def is_accelerate_greater_20_0() -> bool:
     return _at_least("accelerate", "0.20.0")
 
 
-def is_transformers_greater_than(current_version: str) -> bool:
-    """Whether transformers is later than this version."""
-    return Version(importlib.metadata.version("transformers")) > Version(current_version)
+def is_transformers_greater_than(
+    current_version: str | None = None, *, version: str | None = None
+) -> bool:
+    """Whether transformers is later than this version; `version` is TRL 0.7's name for it.
+
+    Raises:
+        TypeError: none is given.
+    """
+    least = current_version if version is None else version
+    if least is None:
+        raise TypeError("is_transformers_greater_than needs a version")
+    return Version(importlib.metadata.version("transformers")) > Version(least)
 
 
 def is_torch_greater_2_0() -> bool:

@@ -132,8 +132,9 @@ _PATHS: dict[str, str] = {
         batch_generation exact_div forward generate masked_mean masked_var masked_whiten
         print_rich_table truncate_response""",
     "experimental.utils": """DPODataCollatorWithPadding LAYER_PATTERNS SIMPLE_CHAT_TEMPLATE
-        add_bos_token_if_needed add_eos_token_if_needed create_reference_model empty_cache first_true_indices
-        get_reward pad_to_length peft_module_casting_to_bf16 truncate_dataset truncate_right""",
+        add_bos_token_if_needed add_eos_token_if_needed create_reference_model empty_cache
+        first_true_indices get_reward pad_to_length peft_module_casting_to_bf16
+        truncate_dataset truncate_right""",
     "experimental.winrate_callback": "WinRateCallback",
     "extras": "BestOfNSampler",
     "extras.best_of_n_sampler": "BestOfNSampler",

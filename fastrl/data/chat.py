@@ -206,20 +206,25 @@ def maybe_apply_chat_template(
 
 
 def prepare_multimodal_messages(
-    messages: Sequence[Message], images: Sequence[Any] | None = None
+    messages: Sequence[Message],
+    images: Sequence[Any] | int | None = None,
+    *,
+    num_images: int | None = None,
 ) -> list[dict[str, Any]]:
     """Messages whose content is a list of blocks, each image in its place.
 
     A string becomes one text block. If the first user message is a string, the images go before it;
     blocks `{"type": "image"}` without an image are filled in order. The messages given stay as they
-    are.
+    are; but where a number is given for the images, as in TRL up to 0.24, they themselves get so
+    many blocks to fill, as they did.
 
     Raises:
         ValueError: an unknown role, or as many places as images there are not.
     """
-    images = list(images or [])
+    count = images if isinstance(images, int) else num_images
+    images = [] if isinstance(images, int) else list(images or [])
     prepared = []
-    unplaced = len(images)
+    unplaced = len(images) if count is None else count
     for message in messages:
         message = dict(message)
         if message["role"] != "user" and message["role"] not in _ROLES:
@@ -234,8 +239,12 @@ def prepare_multimodal_messages(
                 unplaced = 0
             message["content"] = blocks
         prepared.append(message)
-    _fill(prepared, images)
-    return prepared
+    if count is None:
+        _fill(prepared, images)
+        return prepared
+    for message, own in zip(messages, prepared, strict=True):
+        message.update(own)
+    return list(messages)
 
 
 def prepare_multimodal_messages_vllm(messages: Sequence[Message]) -> list[dict[str, Any]]:

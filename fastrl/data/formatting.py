@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, List, Value
@@ -19,23 +19,27 @@ FORMAT_MAPPING: dict[str, Any] = {
 
 Rows = Mapping[str, Any]
 Formatting = Callable[[Rows], Any]
+Tools = Sequence[Mapping[str, Any] | Callable[..., Any]] | None
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, chats: Any, batched: bool) -> Any:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, chats: Any, batched: bool, tools: Tools = None
+) -> Any:
     """One chat's text, or the list of several chats' texts."""
     if batched:
-        return [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-    return tokenizer.apply_chat_template(chats, tokenize=False)
+        return [_rendered(tokenizer, chat, False, tools) for chat in chats]
+    return tokenizer.apply_chat_template(chats, tools=tools, tokenize=False)
 
 
 def conversations_formatting_function(
-    tokenizer: PreTrainedTokenizerBase, messages_field: str
+    tokenizer: PreTrainedTokenizerBase, messages_field: str, tools: Tools = None
 ) -> Formatting:
     """What renders a row's conversation, or a batch's, by the chat template.
 
     Args:
         tokenizer: has the template.
         messages_field: the column of messages, each with `role` and `content`.
+        tools: functions or JSON schemas that the template is told of.
 
     Returns:
         a function of one row, giving its text, or of a batch of rows, giving a list of texts.
@@ -43,7 +47,7 @@ def conversations_formatting_function(
 
     def format_dataset(examples: Rows) -> Any:
         chats = examples[messages_field]
-        return _rendered(tokenizer, chats, batched=not isinstance(chats[0], Mapping))
+        return _rendered(tokenizer, chats, not isinstance(chats[0], Mapping), tools)
 
     return format_dataset
 
@@ -74,7 +78,7 @@ def instructions_formatting_function(tokenizer: PreTrainedTokenizerBase) -> Form
 
 
 def get_formatting_func_from_dataset(
-    dataset: Any, tokenizer: PreTrainedTokenizerBase
+    dataset: Any, tokenizer: PreTrainedTokenizerBase, tools: Tools = None
 ) -> Formatting | None:
     """The function that makes text of a dataset's rows, found by its features; None for no match.
 
@@ -84,12 +88,13 @@ def get_formatting_func_from_dataset(
     Args:
         dataset: a `datasets.Dataset`; of others None is returned.
         tokenizer: has the chat template.
+        tools: functions or JSON schemas that conversations may use.
     """
     if not isinstance(dataset, Dataset):
         return None
     for column in ("messages", "conversations"):
         if column in dataset.features and _same(dataset.features[column], FORMAT_MAPPING["chatml"]):
-            return conversations_formatting_function(tokenizer, column)
+            return conversations_formatting_function(tokenizer, column, tools)
     if _same(dict(dataset.features), FORMAT_MAPPING["instruction"]):
         return instructions_formatting_function(tokenizer)
     return None

@@ -5,15 +5,11 @@ Imports nothing of fastrl; the classes that know their own history hold their ow
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import functools
 import warnings
 from collections.abc import Iterable
-from typing import Any, TypeVar
 
 _said: set[str] = set()
-_Class = TypeVar("_Class", bound=type)
 
 
 class InvalidChoice(ValueError, AssertionError):
@@ -31,19 +27,3 @@ def warn_once(message: str, category: type[Warning] = UserWarning, stacklevel: i
     if message not in _said:
         _said.add(message)
         warnings.warn(message, category, stacklevel=stacklevel)
-
-
-def explain_unknown_fields(cls: _Class) -> _Class:
-    """Class decorator for a dataclass: an unknown keyword names the closest field."""
-    plain_init = cls.__init__
-    known = [f.name for f in dataclasses.fields(cls) if f.init]
-
-    @functools.wraps(plain_init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(f"{cls.__name__} has no field {name!r}{closest(name, known)}")
-        plain_init(self, *args, **kwargs)
-
-    cls.__init__ = __init__
-    return cls

@@ -9,6 +9,7 @@ from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _LOSSES = {"aot_pair": "aot_unpaired"}  # the same loss under the name that says what it compares
 _NO_REFERENCE = "a loss without a reference is CPO's or ORPO's"
+_NO_LOGITS = "logits of prompts are never computed"
 _GIVEN_IS_USED = "a ref_model that is given is used"
 
 _DEFAULTS = {
@@ -63,6 +64,7 @@ DPO = LegacyInit(
         "force_use_ref_model": Ignored(_GIVEN_IS_USED),
         "reference_free": Refused(_NO_REFERENCE),
         "truncation_mode": Moved("truncation_mode"),
+        "optimizer_cls_and_kwargs": Refused("write optimizers=(optimizer, scheduler)"),
     },
     defaults=_DEFAULTS,
 )
@@ -74,5 +76,8 @@ DPO_FIELDS: Table = {
     **PAIRED_FIELDS,
     "force_use_ref_model": Ignored(_GIVEN_IS_USED),
     "reference_free": Refused(_NO_REFERENCE),
+    "tools": Refused("put them into the dataset, as a column tools"),
+    "use_logits_to_keep": Ignored(_NO_LOGITS),
+    "use_num_logits_to_keep": Ignored(_NO_LOGITS),
     "rpo_alpha": Refused("write loss_type=['sigmoid', 'sft'], loss_weights=[1.0, rpo_alpha]"),
 }

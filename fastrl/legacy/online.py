@@ -19,6 +19,8 @@ _ORDER = (
     "peft_config",
 )
 _REWARDS = "pass reward_funcs= to the trainer"
+_EOS_PENALTY = "write a reward function that subtracts it where completion_ids lack the EOS token"
+_NO_VALUES = "RLOO has no value model"
 _BY_TRAINER = "sampled completions are shown by log_completions=True"
 
 
@@ -73,26 +75,32 @@ RLOO_DEFAULTS = defaults_of(max_completion_length=53, num_iterations=4, temperat
 
 RLOO_FIELDS: Table = {
     **_BOTH,
+    "base_model": Refused("pass model= to the trainer"),
     "cliprange": Renamed("epsilon"),
+    "cliprange_value": Refused(_NO_VALUES, (0.2,)),
     "dataset_num_proc": Ignored("prompts are prepared as they are sampled from"),
     "exp_name": Renamed("run_name"),
+    "gamma": Refused(_NO_VALUES, (1, 1.0)),
     "kl_coef": Renamed("beta"),
+    "lam": Refused(_NO_VALUES, (0.95,)),
     "local_rollout_forward_batch_size": Ignored("rows are batched by their number of tokens"),
-    "missing_eos_penalty": Refused(
-        "write a reward function that subtracts it where completion_ids lack the EOS token"
-    ),
+    "missing_eos_penalty": Refused(_EOS_PENALTY),
+    "non_eos_penalty": Refused(_EOS_PENALTY),
     "normalize_advantage": Renamed("normalize_advantages"),
     "normalize_reward": Refused("write normalize_advantages=True"),
     "num_mini_batches": Refused("write steps_per_generation=", (1,)),
     "num_ppo_epochs": Renamed("num_iterations"),
     "num_sample_generations": Ignored(_BY_TRAINER),
+    "penalty_reward_value": Refused(_EOS_PENALTY, (-1,)),
     "response_length": Renamed("max_completion_length"),
     "reward_model_path": Refused(_REWARDS),
     "rloo_k": Renamed("num_generations"),
+    "sanity_check": Refused("give the rows to train on: dataset.select(range(1000))"),
     "sft_model_path": Refused("pass model= to the trainer"),
     "stop_token": Refused("write generation_kwargs={'eos_token_id': ...}", ("eos",)),
     "stop_token_id": Refused("write generation_kwargs={'eos_token_id': ...}"),
     "token_level_kl": Refused("the KL of a whole completion is subtracted from its reward"),
     "total_episodes": Refused("write max_steps= or num_train_epochs="),
+    "vf_coef": Refused(_NO_VALUES, (0.1,)),
     "whiten_rewards": Refused("write normalize_advantages=True"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
-from fastrl.legacy.changes import Ignored, Renamed, Table
+from fastrl.legacy.changes import Ignored, Refused, Renamed, Table
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 ONLINE_DPO = LegacyInit(
@@ -36,6 +36,7 @@ ONLINE_DPO_DEFAULTS = defaults_of(learning_rate=5e-7)
 ONLINE_DPO_FIELDS: Table = {
     **TRAINING_ARGUMENTS,
     "dataset_num_proc": Ignored("prompts are prepared as they are sampled from"),
+    "judge": Refused("pass judge= to the trainer"),
     "gpu_memory_utilization": Renamed("vllm_gpu_memory_utilization"),
     "vllm_guided_decoding_regex": Renamed("vllm_structured_outputs_regex"),
 }

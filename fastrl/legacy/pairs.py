@@ -38,5 +38,6 @@ PAIRED_ARGUMENTS: Table = {
 
 PAIRED_FIELDS: Table = {
     **_EITHER,
+    "base_model_attribute_name": Ignored("the model itself knows where its head is"),
     "use_liger_loss": Ignored("the loss is always computed without keeping the logits"),
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
-from fastrl.legacy.changes import Renamed
-from fastrl.legacy.training_arguments import defaults_of
+from fastrl.legacy.changes import Refused, Renamed, Table
+from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 PPO_TRAIN = LegacyInit(
     order=(
@@ -31,3 +31,11 @@ PPO_TRAIN = LegacyInit(
 
 # Every batch was logged, whatever `logging_steps` was.
 PPO_TRAIN_DEFAULTS = defaults_of(logging_steps=1)
+
+PPO_TRAIN_FIELDS: Table = {
+    **TRAINING_ARGUMENTS,
+    "base_model": Renamed("sft_model_path"),
+    "non_eos_penalty": Refused("write missing_eos_penalty=, which is taken off the score"),
+    "penalty_reward_value": Refused("write missing_eos_penalty=, which is off the score", (-1,)),
+    "sanity_check": Refused("give the rows to train on: dataset.select(range(1000))"),
+}

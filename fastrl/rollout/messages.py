@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.utils import get_json_schema
 
-from fastrl.data.chat import render, tokenizer_of
+from fastrl.data.chat import one_of, render, tokenizer_of
 from fastrl.data.formats import common_length
 
 Message = dict[str, Any]
@@ -130,7 +130,7 @@ class MessageReader:
         return bool(function["name"] == "look_up" and arguments == _PROBE_ARGUMENTS)
 
 
-def add_response_schema(processing_class: Any) -> Any:
+def add_response_schema(processing_class: Any = None, *, tokenizer: Any = None) -> Any:
     """Set on the tokenizer how its chat template writes answers and calls of tools.
 
     A format that the tokenizer has stays. Otherwise those that transformers knows are tried on a
@@ -138,6 +138,7 @@ def add_response_schema(processing_class: Any) -> Any:
 
     Args:
         processing_class: tokenizer, or processor with one.
+        tokenizer: the same, by its name in TRL 1.0.
 
     Returns:
         the same object; its tokenizer's `parse_response` works now.
@@ -145,6 +146,7 @@ def add_response_schema(processing_class: Any) -> Any:
     Raises:
         ValueError: no known format reads what the template writes.
     """
+    processing_class = one_of(processing_class, tokenizer, "add_response_schema")
     MessageReader(processing_class).state()
     return processing_class
 

@@ -88,10 +88,11 @@ class TextEnvironment:
             number or tensor each.
         prompt: stands before every query.
         max_turns: most turns of the model.
-        max_tool_reponse: most characters of a tool's result (spelt as in TRL).
+        max_tool_reponse: most characters of a tool's result (spelt as in TRL 0.7).
         max_length: an episode of more tokens than this ends, truncated; so does one that fills the
             model's positions.
         generation_kwargs: for `model.generate`.
+        max_tool_response: as `max_tool_reponse`.
 
     Raises:
         ValueError: naming the argument.
@@ -113,6 +114,8 @@ class TextEnvironment:
         max_tool_reponse: int = 100,
         max_length: int | None = None,
         generation_kwargs: dict[str, Any] | None = None,
+        *,
+        max_tool_response: int | None = None,
     ) -> None:
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ValueError(f"tokenizer must be a tokenizer, got {type(tokenizer).__name__}")
@@ -127,7 +130,8 @@ class TextEnvironment:
         self.reward_fn = reward_fn
         self.prompt = prompt
         self.max_turns = require_count("max_turns", max_turns)
-        self.max_tool_response = require_count("max_tool_reponse", max_tool_reponse, 3)
+        longest = max_tool_reponse if max_tool_response is None else max_tool_response
+        self.max_tool_response = require_count("max_tool_reponse", longest, 3)
         self.max_length = None if max_length is None else require_count("max_length", max_length)
         self.generation_kwargs = dict(generation_kwargs or {})
         self.is_encoder_decoder = bool(getattr(instance.config, "is_encoder_decoder", False))

@@ -77,8 +77,9 @@ def share(filled: Sequence[Any], values: dict[str, bool]) -> None:
     for each in filled:
         for name in getattr(each, "_shared_flags", ()):
             owners = [o for o in filled if o is not each and hasattr(o, name)]
-            setattr(each, name, values.get(name, getattr(owners[0], name) if owners else False))
-        reentrant = getattr(each, "gradient_checkpointing_use_reentrant", None)
+            if name in values or owners:
+                setattr(each, name, values.get(name, getattr(owners[0], name) if owners else None))
+        reentrant = vars(each).get("gradient_checkpointing_use_reentrant")
         for other in filled if reentrant is not None else ():
             if getattr(other, "gradient_checkpointing_kwargs", reentrant) is None:
                 other.gradient_checkpointing_kwargs = {"use_reentrant": reentrant}

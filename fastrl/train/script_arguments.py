@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastrl.legacy.fields import accepts_legacy_fields
+
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
@@ -13,9 +15,14 @@ if TYPE_CHECKING:
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
+@accepts_legacy_fields({}, beside=("gradient_checkpointing_use_reentrant",))
 @dataclass
 class ScriptArguments:
-    """One dataset and its splits."""
+    """One dataset and its splits.
+
+    `gradient_checkpointing_use_reentrant`, of TRL 0.13 to 0.28, is an argument, an attribute and a
+    flag but no field; a parser puts it into the training arguments.
+    """
 
     dataset_name: str | None = field(
         default=None,
@@ -33,6 +40,9 @@ class ScriptArguments:
         default=False,
         metadata={"help": "Keep boolean buffers out of DDP, which cannot broadcast them."},
     )
+
+    gradient_checkpointing_use_reentrant = False
+    _shared_flags = ("gradient_checkpointing_use_reentrant",)
 
 
 @dataclass

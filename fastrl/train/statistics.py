@@ -33,10 +33,11 @@ def flatten_dict(nested: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
     return flat
 
 
-def stack_dicts(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def stack_dicts(stats_dicts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Per key of the first row: all rows' values flattened, padded with -1, stacked (rows, n)."""
     return {
-        key: pad_sequence([row[key].flatten() for row in rows], True, PADDING) for key in rows[0]
+        key: pad_sequence([row[key].flatten() for row in stats_dicts], True, PADDING)
+        for key in stats_dicts[0]
     }
 
 
