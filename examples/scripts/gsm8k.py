@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import processes
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -61,14 +61,6 @@ def read(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise SystemExit(f"{file} is missing: --dataset names the folder of GSM8K's .jsonl files")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def once(make: Callable[[], None]) -> None:
-    """Call it on the main process; the others wait until it is done."""
-    state = PartialState()
-    if state.is_main_process:
-        make()
-    state.wait_for_everyone()
 
 
 def asked(question: str) -> list[dict[str, str]]:
@@ -185,7 +177,7 @@ def new_model(folder: Path, rows: Dataset, seed: int, small: bool = False) -> st
         tokenizer.save_pretrained(folder)
 
     set_seed(seed)
-    once(make)
+    processes.once(make)
     return str(folder)
 
 
@@ -276,7 +268,7 @@ def report(
     for sample in samples:
         lines += [f"\n{heading}:\n```\n{shortened(text)}\n```" for heading, text in sample.items()]
     text = "\n".join(lines) + "\n"
-    if not PartialState().is_main_process:
+    if not processes.state().is_main_process:
         return
     (folder / "report.md").write_text(text, encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)

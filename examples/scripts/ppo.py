@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import made_up
+import processes
 import torch
-from accelerate import PartialState
 from command_line import names_given, parse
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sentiment_offline import (
@@ -164,7 +164,7 @@ def hub_task(config: PPOConfig, options: Options) -> Task:
     data = load(config.query_dataset, split="train")
     column = "text" if "text" in data.column_names else "review"
     texts = [text for text in data[column] if len(text) > 200]
-    score = scorer(config.reward_model, None, PartialState().device)
+    score = scorer(config.reward_model, None, processes.state().device)
     rows = make_rows(tokenizer, texts, 2, 8)
     held_out = min(256, len(rows) // 4)
     rest, test = rows[held_out:], rows[:held_out]
@@ -307,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     set_seed(config.seed)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    console.quiet = not PartialState().is_main_process
+    console.quiet = not processes.state().is_main_process
     if offline and options.dataset is None:
         options = replace(options, dataset=made_up.reviews(folder / "rows"))
     model_seed = config.seed if options.model_seed is None else options.model_seed
