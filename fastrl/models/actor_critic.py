@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastrl.models import door, layout, noise, spans
-from fastrl.models.policy import logprobs, pass_limit
+from fastrl.models.policy import logprobs, pass_limit, trims
 from fastrl.models.pooled import Request, prepare_rewards
 from fastrl.models.spans import Places
 from fastrl.types import Tokens
@@ -136,7 +136,8 @@ def values(
     if plan.packed:
         limit = pass_limit(instance, tokens.ids.device)
         share = plan.shares_prefix and not noise.active(instance)
-        places = layout.packed(tokens, limit, share, spans=chosen)
+        trim = trims(plan, instance)
+        places = layout.packed(tokens, limit, share, trim=trim, spans=chosen)
     else:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads, spans=chosen)
     found = model(fastrl_request=Request(places.batches, own_forward=False))
