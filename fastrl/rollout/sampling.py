@@ -130,7 +130,12 @@ def unserved(config: GenerationConfig) -> str | None:
 def resolved(
     model: PreTrainedModel, generation_config: GenerationConfig | None, arguments: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """Arguments over `generation_config` over the model's own, and the arguments left over."""
+    """Arguments over `generation_config` over the model's own, and the arguments left over.
+
+    A model whose own is None is given the one that its config makes, as when it was loaded.
+    """
+    if getattr(model, "generation_config", None) is None:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
     given = {name: value for name, value in arguments.items() if value is not None}
     if generation_config is not None:
         generation_config = copy.deepcopy(generation_config)

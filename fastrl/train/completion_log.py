@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -81,7 +83,8 @@ class CompletionLog:
         """What reward functions gave to `log_extra`, one value a row; of several the last.
 
         Raises:
-            ValueError: for a column that the table has already, or with another number of values.
+            ValueError: for a column that the table has already, with another number of values, or
+                with values that parquet cannot hold in one column.
         """
         if not self._args.log_completions:
             return {}
@@ -93,7 +96,22 @@ class CompletionLog:
                     f"log_extra({name!r}, …): got {len(values)} values for {rows} completions; "
                     "give one each"
                 )
+            self._require_storable(name, values[-rows:])
         return {name: values[-rows:] for name, values in logged.items()}
+
+    def _require_storable(self, name: str, values: list[Any]) -> None:
+        """Try the column as `show` will write it, with the rows of before that stand above it."""
+        import pandas as pd
+
+        whole = [*(row.get(name) for row in self._rows), *values]
+        try:
+            pd.DataFrame({name: whole}).to_parquet(BytesIO())
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            kinds = ", ".join(sorted({type(value).__name__ for value in whole}))
+            raise ValueError(
+                f"log_extra({name!r}, …): parquet cannot hold these values in one column ({kinds}: "
+                f"{error}); give texts, numbers of one kind, or lists of them"
+            ) from None
 
     def of_all(self, values: list[Any]) -> list[Any]:
         """The lists of all processes, one after the other."""

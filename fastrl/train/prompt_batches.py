@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from datasets import IterableDataset
 from torch.utils.data import DataLoader
 
 from fastrl.train import online_setup
+from fastrl.train.agreement import agreed
 from fastrl.train.batch import Batch
 from fastrl.train.experience import Experience
 from fastrl.train.online_config import OnlineConfig
@@ -64,6 +66,32 @@ class PromptTrainer(Trainer):
             batch_size=self._train_batch_size * args.steps_per_generation,
             sampler_fn=self._get_train_sampler,
             is_training=True,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """As transformers'; a stream that ends before the first step has too few prompts.
+
+        Raises:
+            ValueError: on every process, if so.
+        """
+        found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.state.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
+            with agreed(self.accelerator, "reading train_dataset"):
+                self._require_prompts(found[0])
+        return found
+
+    def _require_prompts(self, batches: list[Any]) -> None:
+        if batches:
+            return
+        args = self.args
+        needed = args.generation_batch_size // args.num_generations
+        raise ValueError(
+            f"train_dataset ended before it gave {needed} prompts, which a generation batch takes "
+            f"(generation_batch_size={args.generation_batch_size}, num_generations="
+            f"{args.num_generations}), so there was nothing to train on; lower "
+            "per_device_train_batch_size or steps_per_generation"
         )
 
     @property

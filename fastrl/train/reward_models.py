@@ -165,7 +165,8 @@ def reward_callables(
         as many functions, callable with the keywords `RewardFunctions` gives.
 
     Raises:
-        ValueError: for no reward, another number of tokenizers, or one that cannot pad.
+        ValueError: for no reward, a language model, another number of tokenizers, or one that
+            cannot pad.
         TypeError: for an entry of another kind.
     """
     entries = _listed(reward_funcs)
@@ -209,6 +210,12 @@ def _require_kind(place: int, entry: Any) -> None:
             raise TypeError(
                 f"reward_funcs[{place}] is a {type(entry).__name__} without a config; give a "
                 "transformers model, or a function that calls yours"
+            )
+        if hasattr(entry, "can_generate") and entry.can_generate():
+            raise ValueError(
+                f"reward_funcs[{place}] is a {type(entry).__name__}, a language model, whose "
+                "logits are no scores; load it by AutoModelForSequenceClassification"
+                ".from_pretrained(..., num_labels=1), or give a function that asks it"
             )
     elif not isinstance(entry, str) and not callable(entry):
         raise TypeError(

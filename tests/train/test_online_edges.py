@@ -56,6 +56,15 @@ def test_a_stream_that_ends_before_max_steps_begins_again(tmp_path):
     assert trainer.state.global_step == len(losses(trainer)) == 5
 
 
+def test_a_stream_too_short_for_one_batch_is_told_before_the_first_step(tmp_path):
+    stream = Dataset.from_dict({"prompt": PROMPTS[:1]}).to_iterable_dataset()
+    trainer = on(tmp_path, stream)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match="train_dataset ended before it gave 2 prompts"):
+        trainer.train()
+    same(before, weights(trainer), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("held", [{"question": "a"}, {"prompt": None}])
 def test_a_streams_row_without_prompt_is_shown(tmp_path, held):
     stream = IterableDataset.from_generator(lambda: iter([held] * 16))
@@ -294,6 +303,49 @@ def test_columns_the_table_has_no_place_for_are_refused_before_the_step(tmp_path
     with warnings.catch_warnings():  # nobody looks at them: as TRL
         warnings.simplefilter("error", UserWarning)
         grpo(tmp_path, judge, max_steps=1).train()
+
+
+STRANGE_VALUES = {
+    "tensors": ([torch.ones(1)] * 8, "Tensor: "),
+    "objects": ([object()] * 8, "object: "),
+    "empty dicts": ([{}] * 8, "dict: "),
+    "numbers and texts": ([1, "x"] * 4, "int, str: "),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE_VALUES)
+def test_values_the_table_cannot_hold_are_refused_before_the_step(tmp_path, name):
+    values, kinds = STRANGE_VALUES[name]
+
+    def judge(completions, log_extra, **_):
+        log_extra("mine", values)
+        return vowels(completions)
+
+    trainer = grpo(tmp_path, judge, log_completions=True)
+    before = weights(trainer)
+    message = rf"log_extra\('mine', …\): parquet cannot hold these values in one column \({kinds}"
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    same(before, weights(trainer), rtol=0, atol=0)
+
+
+def test_a_language_model_is_no_reward_model(tmp_path):
+    with pytest.raises(ValueError, match=r"reward_funcs\[1\] is a .*, a language model"):
+        on(tmp_path, Dataset.from_dict({"prompt": PROMPTS}), [vowels, model()])
+
+
+def test_a_model_without_generation_config_answers_as_one_with_its_configs(tmp_path):
+    found = []
+    for own in (True, False):
+        policy = model()
+        if not own:
+            policy.generation_config = None
+        config = GRPOConfig(**arguments(tmp_path, max_steps=2))
+        rows = Dataset.from_dict({"prompt": PROMPTS})
+        trainer = GRPOTrainer(policy, vowels, config, rows, processing_class=tokenizer())
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == found[1] and len(found[0]) == 2
 
 
 # --- rows ----------------------------------------------------------------------------------------
