@@ -21,13 +21,50 @@ _SUBPACKAGES = ("algos", "compat", "data", "models", "ops", "rewards", "rollout"
 __all__ = sorted([*_EXPORTS, "__version__"])
 
 if TYPE_CHECKING:
+    from fastrl.algos.dpo import DPOTrainer
+    from fastrl.algos.dpo_config import DPOConfig, FDivergenceConstants, FDivergenceType
+    from fastrl.algos.grpo import GRPOTrainer
+    from fastrl.algos.grpo_config import GRPOConfig
+    from fastrl.algos.iterative_sft import IterativeSFTConfig, IterativeSFTTrainer
     from fastrl.algos.kl_control import AdaptiveKLController, FixedKLController
+    from fastrl.algos.kto import KTOTrainer
+    from fastrl.algos.kto_config import KTOConfig
+    from fastrl.algos.online_dpo import OnlineDPOTrainer
+    from fastrl.algos.online_dpo_config import OnlineDPOConfig
     from fastrl.algos.ppo import PPOTrainer
     from fastrl.algos.ppo_config import PPOConfig
+    from fastrl.algos.ppo_train import PPOv2Trainer
+    from fastrl.algos.ppo_train_config import PPOTrainConfig, PPOv2Config
+    from fastrl.algos.reward import RewardTrainer
+    from fastrl.algos.reward_config import RewardConfig
+    from fastrl.algos.rloo import RLOOTrainer
+    from fastrl.algos.rloo_config import RLOOConfig
+    from fastrl.algos.sft import SFTTrainer
+    from fastrl.algos.sft_config import SFTConfig
+    from fastrl.compat.api import set_api
+    from fastrl.compat.as_trl import install_as_trl
+    from fastrl.compat.availability import (
+        is_bitsandbytes_available,
+        is_deepspeed_available,
+        is_diffusers_available,
+        is_liger_kernel_available,
+        is_llm_blender_available,
+        is_llmblender_available,
+        is_mergekit_available,
+        is_npu_available,
+        is_peft_available,
+        is_pil_available,
+        is_rich_available,
+        is_unsloth_available,
+        is_vllm_available,
+        is_wandb_available,
+        is_xpu_available,
+    )
     from fastrl.data.chat import (
         apply_chat_template,
         maybe_apply_chat_template,
         prepare_multimodal_messages,
+        prepare_multimodal_messages_vllm,
     )
     from fastrl.data.chat_setup import clone_chat_template, setup_chat_format
     from fastrl.data.collate_legacy import DataCollatorForCompletionOnlyLM
@@ -41,15 +78,32 @@ if TYPE_CHECKING:
         maybe_unpair_preference_dataset,
         unpair_preference_dataset,
     )
-    from fastrl.data.packing import pack_dataset
+    from fastrl.data.packing import pack_dataset, pack_examples, truncate_dataset
     from fastrl.data.templates import supports_tool_calling
     from fastrl.data.training_template import get_training_chat_template
-    from fastrl.models import (
+    from fastrl.models.reference import create_reference_model
+    from fastrl.models.value_head import (
+        SUPPORTED_ARCHITECTURES,
         AutoModelForCausalLMWithValueHead,
         AutoModelForSeq2SeqLMWithValueHead,
-        PreTrainedModelWrapper,
-        create_reference_model,
     )
+    from fastrl.models.wrapper import PreTrainedModelWrapper
+    from fastrl.rewards.judges import (
+        AllTrueJudge,
+        BaseBinaryJudge,
+        BaseJudge,
+        BasePairwiseJudge,
+        BaseRankJudge,
+        HfPairwiseJudge,
+        OpenAIPairwiseJudge,
+        PairRMJudge,
+        RandomPairwiseJudge,
+        RandomRankJudge,
+    )
+    from fastrl.rollout.best_of_n import BestOfNSampler
+    from fastrl.rollout.messages import add_response_schema
+    from fastrl.rollout.text_environment import TextEnvironment
+    from fastrl.rollout.text_history import TextHistory
     from fastrl.train.callbacks import (
         BEMACallback,
         LogCompletionsCallback,
@@ -58,6 +112,8 @@ if TYPE_CHECKING:
         SyncRefModelCallback,
         WeaveCallback,
     )
+    from fastrl.train.callbacks.merge_model import MergeModelCallback
+    from fastrl.train.callbacks.win_rate import WinRateCallback
     from fastrl.train.model_config import (
         ModelConfig,
         get_kbit_device_map,
@@ -65,16 +121,18 @@ if TYPE_CHECKING:
         get_quantization_config,
     )
     from fastrl.train.moments import RunningMoments
-    from fastrl.train.parser import (
-        TrlParser,
-        init_zero_verbose,
-    )
+    from fastrl.train.parser import TrlParser, init_zero_verbose
+    from fastrl.train.parser import TrlParser as DpoArgumentParser
+    from fastrl.train.parser import TrlParser as SftArgumentParser
     from fastrl.train.script_arguments import (
         DatasetConfig,
         DatasetMixtureConfig,
         ScriptArguments,
         get_dataset,
     )
+    from fastrl.train.script_arguments_classic import DPOScriptArguments, SFTScriptArguments
+    from fastrl.train.script_arguments_classic import DPOScriptArguments as DpoScriptArguments
+    from fastrl.train.script_arguments_classic import SFTScriptArguments as SftScriptArguments
     from fastrl.train.seed import set_seed
 
 

@@ -107,6 +107,7 @@ _NAMES = {
     "fastrl.train.on_policy": "OnPolicyConfig OnlineTrainerState exact_div",
     "fastrl.train.parser": "TrlParser init_zero_verbose",
     "fastrl.train.prompt_statistics": "PerPromptStatTracker",
+    "fastrl.train.rendezvous": "ensure_master_addr_port",
     "fastrl.train.repeat": "RepeatSampler repeat_iterable_dataset",
     "fastrl.train.script_arguments": """DatasetConfig DatasetMixtureConfig ScriptArguments
         get_dataset""",

@@ -44,6 +44,7 @@ _SCRIPT = "the command line has it: fastrl {}"
 
 # Names that have none here by design -> what serves instead.
 _INSTEAD = {
+    "CallbackHandlerWithRefModel": "trainers tell callbacks of their reference by follow_with",
     "AestheticScorer": "it comes with DDPO's example",
     "ChatArguments": "transformers has it: transformers chat",
     "ChunkedDivergenceFunction": _LOGITS,
@@ -60,6 +61,7 @@ _INSTEAD = {
     "VLLMClient": _SERVER,
     "VLLMGeneration": _SERVER,
     "WeightSyncWorkerExtension": _SERVER,
+    "YamlConfigParser": "TrlParser reads the file that --config names",
     "add_fused_lm_head": _LOGITS,
     "add_hooks": _HOOKS,
     "dft_loss": "SFTConfig(loss_type='dft') trains with it",

@@ -18,14 +18,16 @@ _TOP = """AdaptiveKLController add_response_schema AllTrueJudge apply_chat_templ
     FDivergenceType FixedKLController get_dataset get_kbit_device_map get_peft_config
     get_quantization_config get_training_chat_template GRPOConfig GRPOTrainer HfPairwiseJudge
     init_zero_verbose install_as_trl is_bitsandbytes_available is_conversational
-    is_conversational_from_value is_diffusers_available is_liger_kernel_available
-    is_llmblender_available is_npu_available is_peft_available is_pil_available
-    is_wandb_available is_xpu_available IterativeSFTConfig IterativeSFTTrainer KTOConfig
-    KTOTrainer LogCompletionsCallback LogFileCallback maybe_apply_chat_template
+    is_conversational_from_value is_deepspeed_available is_diffusers_available
+    is_liger_kernel_available is_llm_blender_available is_llmblender_available
+    is_mergekit_available is_npu_available is_peft_available is_pil_available is_rich_available
+    is_unsloth_available is_vllm_available is_wandb_available is_xpu_available IterativeSFTConfig
+    IterativeSFTTrainer KTOConfig KTOTrainer LogCompletionsCallback LogFileCallback
+    maybe_apply_chat_template
     maybe_convert_to_chatml maybe_extract_prompt maybe_unpair_preference_dataset
     MergeModelCallback ModelConfig OnlineDPOConfig OnlineDPOTrainer OpenAIPairwiseJudge
-    pack_dataset PairRMJudge PPOConfig PPOTrainConfig PPOTrainer PPOv2Config PPOv2Trainer
-    prepare_multimodal_messages prepare_multimodal_messages_vllm PreTrainedModelWrapper
+    pack_dataset pack_examples PairRMJudge PPOConfig PPOTrainConfig PPOTrainer PPOv2Config
+    PPOv2Trainer prepare_multimodal_messages prepare_multimodal_messages_vllm PreTrainedModelWrapper
     RandomPairwiseJudge RandomRankJudge RewardConfig RewardTrainer RichProgressCallback
     RLOOConfig RLOOTrainer RunningMoments ScriptArguments set_api set_seed setup_chat_format
     SftArgumentParser=TrlParser SFTConfig SFTScriptArguments
@@ -71,7 +73,7 @@ _UTILS = """AdaptiveKLController ConstantLengthDataset DataCollatorForCompletion
     peft_module_casting_to_bf16 print_prompt_completions_sample print_rich_table
     remove_none_values shuffle_sequence_dict split_pixel_values_by_grid split_tensor_dict
     strip_images_from_messages trl_sanitze_kwargs_for_tagging unsplit_pixel_values_by_grid
-    use_adapter"""
+    use_adapter ensure_master_addr_port RichProgressCallback SyncRefModelCallback"""
 
 # Algorithm -> the first word of its classes; `trainer.<algorithm>_trainer` and `_config` have them.
 _ALGORITHMS = {
@@ -87,6 +89,7 @@ _ALGORITHMS = {
     "sft": "SFT",
 }
 _POLICY_AND_VALUE = "PolicyAndValueWrapper=PolicyAndValue"
+_BEMA = "BEMACallback=fastrl.train.callbacks.bema_reference:BEMACallback"
 _CLASSIC_BASE = "BaseTrainer=fastrl.train.classic:ClassicTrainer"
 # What those modules have beside the trainer.
 _BESIDE = {
@@ -108,7 +111,7 @@ _PPO_TRAINER = "PPOTrainer=PPOv2Trainer"
 _PATHS: dict[str, str] = {
     "": _TOP,
     "chat_template_utils": _CHAT,
-    "commands": "",
+    "commands": f"{_SCRIPTS} DpoArgumentParser=TrlParser SftArgumentParser=TrlParser main",
     "commands.cli": "main",
     "commands.cli_utils": _SCRIPTS,
     "commands.utils": _SCRIPTS,
@@ -118,6 +121,9 @@ _PATHS: dict[str, str] = {
     "environment": "TextEnvironment TextHistory",
     "environment.base_environment": "StringStoppingCriteria TextEnvironment TextHistory",
     "experimental": "",
+    "experimental.bema_for_ref_model": f"{_BEMA} DPOTrainer",
+    "experimental.bema_for_ref_model.callback": _BEMA,
+    "experimental.bema_for_ref_model.dpo_trainer": "DPOTrainer",
     "experimental.judges": _JUDGES,
     "experimental.judges.judges": _JUDGES,
     "experimental.kto": "KTOConfig KTOTrainer",
@@ -162,7 +168,7 @@ _PATHS: dict[str, str] = {
         for name in ("dpo", "grpo", "kto", "reward", "rloo", "sft")
     },
     "scripts.utils": _SCRIPTS,
-    "trainer": f"""{_CALLBACKS} {_JUDGES} {_CLASSIC_BASE} compute_accuracy
+    "trainer": f"""ensure_master_addr_port {_CALLBACKS} {_JUDGES} {_CLASSIC_BASE} compute_accuracy
         disable_dropout_in_model empty_cache peft_module_casting_to_bf16
         AdaptiveKLController ConstantLengthDataset
         DataCollatorForCompletionOnlyLM FDivergenceConstants FDivergenceType FixedKLController
@@ -179,6 +185,7 @@ _PATHS: dict[str, str] = {
     "trainer.judges": _JUDGES,
     "trainer.model_config": "ModelConfig",
     "trainer.utils": _UTILS,
+    "utils": "ScriptArguments",
 }
 for _name, _title in (("grpo", "GRPO"), ("rloo", "RLOO")):
     _PATHS[f"scripts.{_name}"] += f" {_title}ScriptArguments=RewardedArguments"

@@ -57,6 +57,7 @@ def accepts_legacy_fields(
         cls.__init__ = __init__
         cls._legacy_fields = table
         cls._was_defaults = was or {}
+        cls._beside_fields = tuple(beside)
         return cls
 
     return decorate

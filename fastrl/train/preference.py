@@ -128,10 +128,23 @@ class PreferenceTrainer(Trainer):
                 )
             self.add_callback(SyncRefModelCallback(reference, self.accelerator))
         self._reference = Reference(self.accelerator, reference)
+        for callback in self.callback_handler.callbacks:
+            self._show_reference(callback)
         if args.precompute_ref_log_probs:
             size = args.precompute_ref_batch_size or args.per_device_train_batch_size
             self.train_dataset = self._precomputed(self.train_dataset, size)
             self.eval_dataset = setup.each(self.eval_dataset, self._precomputed_for_evaluation)
+
+    def _show_reference(self, callback: Any) -> None:
+        """Tell a callback that moves the reference which model it is."""
+        if hasattr(callback, "follow_with"):
+            callback.follow_with(self._reference.model)
+
+    def add_callback(self, callback: Any) -> None:
+        """As transformers', and the callback learns of the reference."""
+        super().add_callback(callback)
+        if "_reference" in vars(self):
+            self._show_reference(self.callback_handler.callbacks[-1])
 
     @property
     def ref_model(self) -> nn.Module | None:

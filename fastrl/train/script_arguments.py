@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-@accepts_legacy_fields({}, beside=("gradient_checkpointing_use_reentrant",))
+@accepts_legacy_fields({}, beside=("config", "gradient_checkpointing_use_reentrant"))
 @dataclass
 class ScriptArguments:
     """One dataset and its splits.
 
-    `gradient_checkpointing_use_reentrant`, of TRL 0.13 to 0.28, is an argument, an attribute and a
-    flag but no field; a parser puts it into the training arguments.
+    `gradient_checkpointing_use_reentrant`, of TRL 0.12 to 0.28, is an argument, an attribute and a
+    flag but no field; a parser puts it into the training arguments. So is `config`, of TRL 0.12:
+    `TrlParser` reads the file.
     """
 
     dataset_name: str | None = field(
@@ -41,6 +42,7 @@ class ScriptArguments:
         metadata={"help": "Keep boolean buffers out of DDP, which cannot broadcast them."},
     )
 
+    config = None
     gradient_checkpointing_use_reentrant = False
     _shared_flags = ("gradient_checkpointing_use_reentrant",)
 

@@ -3,9 +3,11 @@
 Each FOLDER is an unpacked release (it holds `trl/` and `trl-<version>.dist-info/`, as site-packages
 does). Only the syntax is read; nothing of TRL is imported.
 
-The record: `top`, release -> names that `import trl` offers; `modules`, module -> name -> what it is
-("function(a, b)", "class(a, *rest)", "value") -> the releases where it is that. A class that
-inherits its constructor is "class"; a dataclass shows its fields.
+The record: `releases`, in order; `top`, release -> names that `import trl` offers; `packages`,
+package -> release -> names that its `__init__` offers; `modules`, module -> name -> what it is
+("function(a, b)", "class(a, *rest)", "value") -> the places in `releases` where it is that. A class
+that inherits its constructor is "class"; a dataclass shows its fields. Modules that are TRL's own
+command line, server and algorithms of no other release are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,24 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-SKIPPED = ("commands.scripts", "templates", "kernels", "skills")
+SKIPPED = ("cli", "commands.scripts", "kernels", "scripts.chat", "scripts.vllm_serve", "skills")
+EXPERIMENTAL = (
+    "bema_for_ref_model",
+    "judges",
+    "kto",
+    "merge_model_callback",
+    "online_dpo",
+    "ppo",
+    "utils",
+    "winrate_callback",
+)
+
+
+def is_recorded(module: str) -> bool:
+    parts = module.split(".")
+    if any(part.startswith("_") for part in parts) or module.startswith(SKIPPED):
+        return False
+    return parts[0] != "experimental" or len(parts) == 1 or parts[1] in EXPERIMENTAL
 
 
 def version_of(folder: Path) -> str:
@@ -93,13 +112,11 @@ def record(folders: list[Path]) -> dict:
     top = {}
     packages: dict[str, dict[str, list[str]]] = defaultdict(dict)
     modules: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for folder in folders:
+    for number, folder in enumerate(folders):
         version = version_of(folder)
         for path in sorted((folder / "trl").rglob("*.py")):
             module = module_of(path, folder / "trl")
-            parts = module.split(".")
-            hidden = any(part.startswith("_") for part in parts)
-            if hidden or module.startswith(SKIPPED):
+            if not is_recorded(module):
                 continue
             tree = ast.parse(path.read_text(encoding="utf-8"))
             if path.name == "__init__.py":
@@ -110,11 +127,20 @@ def record(folders: list[Path]) -> dict:
                     top[version] = names
             for node in tree.body:
                 for name, shown in described(node).items():
-                    modules[module][name][shown].append(version)
-    return {"top": top, "packages": packages, "modules": modules}
+                    modules[module][name][shown].append(number)
+    releases = [version_of(folder) for folder in folders]
+    return {"releases": releases, "top": top, "packages": packages, "modules": modules}
+
+
+def written(found: dict) -> str:
+    """JSON with one module, or one list of names, on a line."""
+    parts = [f'"releases": {json.dumps(found["releases"])}']
+    for part in ("top", "packages", "modules"):
+        rows = [f"{json.dumps(key)}: {json.dumps(row)}" for key, row in found[part].items() if row]
+        parts.append(f'"{part}": {{\n' + ",\n".join(rows) + "\n}")
+    return "{" + ",\n".join(parts) + "}\n"
 
 
 if __name__ == "__main__":
     folders = [Path(argument) for argument in sys.argv[1:]]
-    json.dump(record(folders), sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    sys.stdout.write(written(record(folders)))
