@@ -203,6 +203,7 @@ class Collecting:
             [len(ids) for ids in drawn.completion_ids],
             [np.flatnonzero(mask) for mask in counted],
             self._numbers(drawn.prompt_ids),
+            multiple,
         )
 
     def _numbers(self, prompts: Sequence[Sequence[int]]) -> list[int]:

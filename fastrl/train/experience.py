@@ -115,6 +115,7 @@ class Experience:
     # the tokens of each answer that count, within the answer, rising; all of them mostly
     scored: list[np.ndarray]
     prompts: list[int]  # rows with equal numbers answer the same prompt
+    multiple: int | None = None  # what P and C are multiples of, if of anything
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -130,10 +131,10 @@ class Experience:
         return self.tensors["prompt_ids"].shape[1], self.tensors["completion_ids"].shape[1]
 
     def take(self, rows: Sequence[int]) -> Experience:
-        """Some of the rows, without columns that are padding in all of them."""
+        """Some of the rows, without columns that are padding in all of them and not asked for."""
         prompt, completion = self.width
-        front = prompt - max(self.prompt_lengths[i] for i in rows)
-        behind = max(self.completion_lengths[i] for i in rows)
+        front = prompt - self._kept(max(self.prompt_lengths[i] for i in rows), prompt)
+        behind = self._kept(max(self.completion_lengths[i] for i in rows), completion)
         index = torch.as_tensor(rows, device=self.tensors["prompt_ids"].device)
         tensors = {}
         for name, tensor in self.tensors.items():
@@ -149,7 +150,13 @@ class Experience:
             [self.completion_lengths[i] for i in rows],
             [self.scored[i] for i in rows],
             [self.prompts[i] for i in rows],
+            self.multiple,
         )
+
+    def _kept(self, needed: int, width: int) -> int:
+        """Columns to keep where so many hold something."""
+        multiple = self.multiple or 1
+        return min(width, -(-needed // multiple) * multiple)
 
     def cut(self, parts: int) -> list[Experience]:
         """Equal parts in order; rows that are left over belong to none."""
@@ -216,6 +223,7 @@ def joined(parts: Sequence[Experience], pad_token_id: int) -> Experience:
         [length for part in parts for length in part.completion_lengths],
         [which for part in parts for which in part.scored],
         [number for part in parts for number in part.prompts],
+        parts[0].multiple,
     )
 
 

@@ -87,7 +87,7 @@ ADAPTS = {"use_adaptive_entropy": True, "entropy_target": 10.0, "entropy_coef": 
 ENGINE = {"_drawn": True, "_engine": True}
 BY_NAME = {"_by_name": lambda: str(runs.folder() / "policy")}
 TWO = {"_rewards": "several"}
-VESPO = {"loss_type": "vespo", **OFF}
+VESPO = {"loss_type": "vespo", **OFF, "learning_rate": 1e-4}
 SAPO = {"loss_type": "sapo", **OFF}
 SPEAKS = {
     "_rows": "completion_chat",

@@ -338,9 +338,11 @@ def kept_columns(name: str) -> None:
         with built("ppo_train", **{name: given}) as trainer:
             rows = trainer.train_dataset
             trainer.train_dataset = rows.add_column("extra", list(range(len(rows))))
+            asked: list[set[str]] = []
             plain = trainer.data_collator
-            trainer.data_collator = lambda batch, of=plain: seen.append(set(batch[0])) or of(batch)
+            trainer.data_collator = lambda b, of=plain, at=asked: at.append(set(b[0])) or of(b)
             next(iter(trainer.get_train_dataloader()))
+            seen.append(asked[0])
     assert seen == [{"input_ids", "extra"}, {"input_ids"}]
 
 

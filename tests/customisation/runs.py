@@ -66,16 +66,19 @@ def letters(completions: list[Any], **columns: Any) -> list[float]:
     return [sum(map(str.islower, str(c))) + ("extra" in columns) for c in completions]
 
 
-def digits(completions: list[Any], **_: Any) -> list[float]:
-    """1 for a digit anywhere: of most prompts all answers score alike."""
-    return [float(any(letter.isdigit() for letter in str(c))) for c in completions]
+def nothing(completions: list[Any], **_: Any) -> list[float]:
+    """The same for all answers."""
+    return [0.0] * len(completions)
 
 
 def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
     """Answers of tokens that the prompt decides, as if another engine had drawn them."""
     tokenizer = trainer.processing_class
-    ids = [[5 + (7 * i + len(p)) % 60 for i in range(j % 4 + 2)] for j, p in enumerate(prompts)]
-    logprobs = [[-4.4 + 0.3 * ((t % 7) - 3) for t in own] for own in ids]
+    ids = [
+        [5 + (7 * i + len(p) + 11 * j) % 60 for i in range(j % 4 + 2)]
+        for j, p in enumerate(prompts)
+    ]
+    logprobs = [[-4.0 + 0.3 * ((t % 7) - 3) for t in own] for own in ids]
     return {
         "prompt_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts],
         "completion_ids": ids,
@@ -129,7 +132,7 @@ def build(kind: str, output_dir: Path, settings: dict[str, Any]) -> Any:
         "processing_class": making.tokenizer(own.get("_template", making.CHATML)),
     }
     if kind in DRAWING:
-        parts["reward_funcs"] = {"several": [vowels, letters], "dull": digits}.get(
+        parts["reward_funcs"] = {"several": [vowels, letters], "dull": nothing}.get(
             own.get("_rewards", ""), letters
         )
         if own.get("_drawn"):
