@@ -177,6 +177,16 @@ class Reference:
         with _stepped_aside(self._accelerator.unwrap_model(policy)):
             return logprobs(policy, tokens, **how)
 
+    @contextmanager
+    def speaking(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The model itself, without what wraps it: to generate from."""
+        if self.model is not None:
+            yield self._accelerator.unwrap_model(self.model)
+            return
+        own = self._accelerator.unwrap_model(policy)
+        with _stepped_aside(own):
+            yield own
+
     def key(self, policy: nn.Module) -> str:
         """A hash of the weights it speaks with, for what is kept of it."""
         return fingerprint(policy if self.model is None else self.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -17,12 +18,13 @@ from fastrl.train import setup
 from fastrl.train.batch import Batch
 from fastrl.train.callbacks import SyncRefModelCallback
 from fastrl.train.frozen import Reference, reference_model
+from fastrl.train.pair_samples import PairSamples
 from fastrl.train.precompute import precompute
 from fastrl.train.preference_config import PreferenceConfig
 from fastrl.train.trainer import Trainer
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(PairSamples, Trainer):
     """A `Trainer` with a reference, and the constructor of those that have one.
 
     A subclass names its `_config`, how rows are prepared (`_prepare`) and collated (`_collator`),
@@ -145,6 +147,9 @@ class PreferenceTrainer(Trainer):
         super().add_callback(callback)
         if "_reference" in vars(self):
             self._show_reference(self.callback_handler.callbacks[-1])
+
+    def _as_reference(self) -> AbstractContextManager[nn.Module]:
+        return self._reference.speaking(self.model)
 
     @property
     def ref_model(self) -> nn.Module | None:
