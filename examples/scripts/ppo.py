@@ -330,11 +330,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     seconds = time.perf_counter() - start
     last = evaluate(trainer, task)
     summary = {"before": first[0], "after": last[0], "kl": history[-1]["objective/kl"]}
-    summary |= {"ppo_seconds": seconds, "processes": trainer.accelerator.num_processes}
+    accelerator = trainer.accelerator
+    summary |= {"ppo_seconds": seconds, "processes": accelerator.num_processes}
+    summary["mixed_precision"] = accelerator.mixed_precision
     if main_process:
         trainer.save_pretrained(folder / "checkpoint")
         write(folder, summary, (first[1], last[1]), history)
-    trainer.accelerator.end_training()
+    accelerator.end_training()
     return summary
 
 

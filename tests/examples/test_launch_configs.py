@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -234,14 +235,28 @@ def run(command, **variables):
     )
 
 
+def written(folder, done):
+    """(summary, rows of the log) of the PPO script."""
+    summary = folder / "summary.json"
+    assert summary.exists(), done.stderr[-3000:]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    return json.loads(summary.read_text()), rows
+
+
 @pytest.mark.slow
 def test_accelerate_launch_runs_a_script(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "bf16"]
     command += ["--config_file=examples/accelerate_configs/single_gpu.yaml", "--num_processes", "1"]
-    command += ["examples/scripts/sft.py", "--smoke", "--output_dir", str(tmp_path)]
-    done = run(command)
+    command += ["examples/scripts/ppo.py", "--smoke", "--use_peft", "--use_score_scaling"]
+    done = run([*command, "--output_dir", str(tmp_path)])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "perplexity" in (tmp_path / "report.md").read_text()
+    summary, rows = written(tmp_path, done)
+    assert (summary["processes"], summary["mixed_precision"]) == (1, "bf16")
+    assert all(math.isfinite(row["ppo/loss/total"]) for row in rows)
+    assert "judge P(positive)" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "checkpoint" / "adapter_config.json").exists()
 
 
 @pytest.mark.slow
@@ -249,12 +264,9 @@ def test_the_ppo_script_on_two_processes(tmp_path):
     """gloo may abort at exit, so what the first rank wrote is judged and not the exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["examples/scripts/ppo.py", "--smoke", "--output_dir", str(tmp_path)]
-    done = run(command, ACCELERATE_USE_CPU="true")
-    summary = tmp_path / "summary.json"
-    assert summary.exists(), done.stderr[-3000:]
-    assert json.loads(summary.read_text())["processes"] == 2
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2]
+    summary, rows = written(tmp_path, run(command, ACCELERATE_USE_CPU="true"))
+    assert (summary["processes"], summary["mixed_precision"]) == (2, "no")
+    assert abs(rows[0]["objective/kl"]) < 1e-3  # both ranks start from the same model
 
 
 @pytest.mark.slow

@@ -126,6 +126,16 @@ def test_the_hub_flags_on_local_folders(scripts, sums, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke_run_needs_nothing(scripts, tmp_path, name):
+    figures = scripts[name].main(["--smoke", "--use_cpu", "--output_dir", str(tmp_path)])
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == {0, 1, 2}
+    assert (tmp_path / "model.safetensors").stat().st_size < 200_000  # of a tiny model
+    assert all(figure in (tmp_path / "report.md").read_text() for figure in figures)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="needs GSM8K: its folder in the variable GSM8K")
 def test_held_out_figures_improve_on_real_data(tmp_path):
     def run(name, steps, *extra):

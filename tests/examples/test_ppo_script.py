@@ -2,16 +2,13 @@
 
 import importlib.machinery
 import json
-import os
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "examples" / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "scripts"
 
 
 @pytest.fixture
@@ -209,35 +206,15 @@ def test_a_bad_flag_says_what_is_wrong(parse, capsys, line, message):
     assert message in capsys.readouterr().err
 
 
-def run(script, *words, **variables):
-    """Run it and return its report's folder, the last word."""
-    command = [sys.executable, str(SCRIPTS / script), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Path(words[-1])
-
-
 @pytest.mark.slow
-def test_the_offline_task_runs_with_an_adapter(tmp_path):
-    extra = ["--use_peft", "--use_score_scaling"]
-    out = run("ppo.py", "--smoke", *extra, "--output_dir", str(tmp_path / "out"))
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2]
-    assert (out / "curves.png").stat().st_size > 10_000
-    assert "judge P(positive)" in (out / "report.md").read_text()
-    assert json.loads((out / "summary.json").read_text())["processes"] == 1
-    assert any((out / "checkpoint").glob("*.safetensors"))
+def test_ppo_by_train_runs_offline(scripts, tmp_path):
+    import ppo_train
 
-
-@pytest.mark.slow
-def test_ppo_by_train_runs_offline(tmp_path):
-    out = run("ppo_train.py", "--smoke", "--output_dir", str(tmp_path / "out"))
-    assert (out / "final" / "model.safetensors").exists()
-    assert (out / "reward" / "log.jsonl").read_text().count("loss")
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    found = ppo_train.main(["--smoke", "--use_cpu", "--output_dir", str(tmp_path)])
+    assert 0 <= found["after"] <= 1
+    assert (tmp_path / "final" / "model.safetensors").exists()
+    assert "loss" in (tmp_path / "reward" / "log.jsonl").read_text()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert max(row.get("episode", 0) for row in rows) == 64
 
 
