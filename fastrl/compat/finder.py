@@ -59,7 +59,7 @@ def answer(root: str, module: str) -> tuple[Callable[[str], Any], Callable[[], l
 
     def __dir__() -> list[str]:
         present = vars(sys.modules[_dotted(root, module)])
-        return sorted({*present, *names_in(module)})
+        return sorted({*present, *present["__all__"], *names_in(module)})
 
     return __getattr__, __dir__
 
