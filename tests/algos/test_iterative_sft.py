@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import types
 import warnings
@@ -20,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from iterative_parity.cases import CASES, DROPOUTS, MODELS, run_case  # noqa: E402
+from iterative_two_ranks import worker  # noqa: E402
 from ppo_parity.cases import fill, make_tokenizer, tiny_config  # noqa: E402
 
 RECORDED = json.loads((HERE.parent / "fixtures" / "iterative_sft.json").read_text())["cases"]
@@ -410,3 +413,27 @@ def test_the_model_is_saved_with_its_card(make, tmp_path):
     torch.testing.assert_close(loaded.lm_head.weight, trainer.model.lm_head.weight)
     trainer.create_model_card(model_name="mine")
     assert "Iterative-SFT" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_as_one_and_stop_together(tmp_path):
+    root = str(HERE.parents[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--standalone", str(HERE / "iterative_two_ranks" / "worker.py"), str(tmp_path)]
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=env, timeout=200, capture_output=True, text=True)
+    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    assert all(file.exists() for file in files), done.stderr[-3000:]
+    first, second = (torch.load(file, weights_only=False) for file in files)
+    alone = worker.train(tmp_path, 0, 1)
+    for name, weight in alone["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        torch.testing.assert_close(first["weights"][name], weight, rtol=2e-6, atol=2e-6, msg=name)
+    assert first["logs"] == pytest.approx(alone["logs"], rel=1e-5)
+    for rank in (first, second):
+        assert (
+            rank["uneven"] == "ValueError: step() got [1, 2] rows on the ranks: give each as many"
+        )
+    assert "holds 64, outside" in second["one_bad"]
+    assert "failed on rank 1" in first["one_bad"]
