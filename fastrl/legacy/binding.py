@@ -38,12 +38,14 @@ class LegacyInit:
         defaults: fields whose defaults differed; they hold where a legacy call gives no config of
             the trainer's own class.
         first: the release the trainer appeared in, "0.7" or "0.11".
+        rows: what a legacy call makes of the dataset that one of today does not.
     """
 
     order: Sequence[str]
     changes: Table
     defaults: Mapping[str, Any] = field(default_factory=dict)
     first: str = "0.7"
+    rows: str = ""
 
 
 def _is_config(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Ignored, Moved, Refused, Table
-from fastrl.legacy.pairs import PAIRED_ARGUMENTS, PAIRED_FIELDS
+from fastrl.legacy.pairs import PAIRED_ARGUMENTS, PAIRED_FIELDS, PAIRED_ROWS
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _LOSSES = {"aot_pair": "aot_unpaired"}  # the same loss under the name that says what it compares
@@ -67,6 +67,7 @@ DPO = LegacyInit(
         "optimizer_cls_and_kwargs": Refused("write optimizers=(optimizer, scheduler)"),
     },
     defaults=_DEFAULTS,
+    rows=PAIRED_ROWS,
 )
 
 DPO_DEFAULTS = defaults_of(**_DEFAULTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Ignored, Refused, Table
-from fastrl.legacy.pairs import PAIRED_ARGUMENTS, PAIRED_FIELDS
+from fastrl.legacy.pairs import PAIRED_ARGUMENTS, PAIRED_FIELDS, PAIRED_ROWS
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _BCO = "it was of the loss 'bco', which is an algorithm of its own since TRL 0.10"
@@ -34,6 +34,7 @@ KTO = LegacyInit(
     },
     defaults={"max_length": 512},
     first="0.11",
+    rows=PAIRED_ROWS,
 )
 
 KTO_DEFAULTS = defaults_of(learning_rate=5e-7, max_length=512)

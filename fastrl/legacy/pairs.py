@@ -10,6 +10,8 @@ _ONE_ADAPTER = "train one adapter; the reference is its state at the start, or r
 _GENERATE = "add LogCompletionsCallback to the callbacks"
 _DECODER_ONLY = "only decoder-only models are trained on preferences"
 
+PAIRED_ROWS = "prompts began with BOS, which now they do only if the tokenizer or template adds it"
+
 # Since 0.8 these are fields of the config; in 0.7 they were arguments of DPOTrainer.
 _EITHER: Table = {
     "generate_during_eval": Refused(_GENERATE),

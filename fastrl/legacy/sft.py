@@ -55,6 +55,10 @@ SFT = LegacyInit(
         "eval_packing": Moved("eval_packing"),
     },
     defaults=_DEFAULTS,
+    rows=(
+        "texts were learned without EOS at their end, which they have now; prompt and completion "
+        "were learned as one chat where there is a chat template, now the completion alone is"
+    ),
 )
 
 SFT_DEFAULTS = defaults_of(**_DEFAULTS)

@@ -65,14 +65,15 @@ class _Trainer:
             return
         order = self._order()
         if order is None:
-            self._leave(["positional arguments"], "pass what follows the model by name")
+            if old:
+                self._leave(["positional arguments"], "pass what follows the model by name")
             return
         placed = dict(zip(order, self.call.args, strict=False))
         # Those whose place has changed go by name.
         by_place = {
             name: node
             for n, (name, node) in enumerate(placed.items(), 1)
-            if list(order[:n]) != self.order[:n]
+            if [self._today(name) for name in order[:n]] != self.order[:n]
         }
         values = named | placed
         old += [name for name in by_place if self._is_old(name)]
@@ -82,10 +83,12 @@ class _Trainer:
         refused = [name for name in told if isinstance(self.table.changes[name], Refused)]
         if refused:
             self._leave(refused, self.table.changes[refused[0]].instead)  # type: ignore[union-attr]
-        elif (told or by_place) and not self._into_config(values, told):
-            return
-        else:
+        elif not told and not by_place:
             self._respell(by_place)
+        elif self._into_config(values, told):
+            self._respell(by_place)
+            if self.table.rows:
+                self.script.text.note(self.call, f"{self.name}(...): {self.table.rows}")
 
     def _leave(self, old: Sequence[str], why: str) -> None:
         spelled = ", ".join(name if " " in name else f"{name}=" for name in old)
@@ -99,17 +102,22 @@ class _Trainer:
     def _is_old(self, name: str) -> bool:
         return name not in self.order and name in self.table.changes
 
+    def _today(self, name: str) -> str:
+        change = self.table.changes.get(name)
+        return change.new if isinstance(change, Renamed) else name
+
     def _order(self) -> Sequence[str] | None:
         """The order that the positional arguments are in: today's or the old one; None: unclear."""
         args = self.call.args
-        if self.order[: len(args)] == list(self.table.order[: len(args)]):
+        if self.order[: len(args)] == [self._today(name) for name in self.table.order[: len(args)]]:
             return self.order
-        values = [_stand_in(self.script, node) for node in args]
+        seen = [_stand_in(self.script, node) for node in args]
+        values = [None if value is _ANYTHING else value for value in seen]  # None fits every place
         fits_today = misfit(self.order, values) is None
         fits_before = misfit(self.table.order, values) is None
         if not fits_today:
             return self.table.order if fits_before else None
-        places = zip(values, self.order, self.table.order, strict=False)
+        places = zip(seen, self.order, self.table.order, strict=False)
         unclear = any(value is _ANYTHING for value, now, before in places if now != before)
         return None if unclear and fits_before else self.order
 
@@ -280,7 +288,7 @@ class _Tokenizer:
     def decode(self) -> None: ...
 
 
-_ANYTHING = None  # fits every parameter
+_ANYTHING = object()
 
 
 def _stand_in(script: Script, node: ast.expr) -> Any:

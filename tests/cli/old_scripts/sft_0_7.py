@@ -28,7 +28,7 @@ trainer = SFTTrainer(
     args=training_args,
     train_dataset=Dataset.from_dict({"text": texts}),
     dataset_text_field="text",
-    max_seq_length=40,  # tokens
+    max_seq_length=22,  # tokens
     tokenizer=tokenizer,
     data_collator=DataCollatorForCompletionOnlyLM("### A:", tokenizer=tokenizer),
 )
