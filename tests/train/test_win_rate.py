@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import os
 import random
+import subprocess
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from fastrl import DPOConfig, DPOTrainer
 from fastrl.rewards.judges import BasePairwiseJudge, RandomPairwiseJudge
 from fastrl.train.callbacks import WinRateCallback
 from tests.algos.offline_parity.making import model, tokenizer
+from tests.train.win_rate_two_ranks import worker
 
 PROMPTS = ["abc", "hello", "9 + 3 is", "xy", "so"]
 GREEDY = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
@@ -233,3 +237,19 @@ def test_arguments_that_are_refused(tmp_path):
     trainer.eval_dataset = None
     with pytest.raises(ValueError, match="WinRateCallback needs the trainer to have one"):
         WinRateCallback(Judge(), trainer)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_answers_and_one_is_judged(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--standalone", worker.__file__, str(tmp_path)]
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=env, timeout=200, capture_output=True, text=True)
+    assert (tmp_path / "rank1.json").exists(), done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+    assert second == {"asked": [], "rates": first["rates"]}
+    alone = worker.run(tmp_path / "one", 1)
+    assert first == json.loads(json.dumps(alone))
+    assert len(first["rates"]) == 3 and first["asked"][0][0] == worker.PROMPTS
