@@ -23,6 +23,7 @@ from fastrl.legacy.iterative_sft import ITERATIVE_SFT
 from fastrl.models import adapters
 from fastrl.models.embeddings import vocabulary_size
 from fastrl.models.policy import logprobs, prepare_policy
+from fastrl.models.recomputing import enable_gradient_checkpointing
 from fastrl.train import setup
 from fastrl.train.agreement import agreed
 from fastrl.train.batch import Batch, labelled_tokens
@@ -102,12 +103,7 @@ class IterativeSFTTrainer(Trainer):
         model = setup.with_adapter(model, None, args)
         setup.set_pad_token(tokenizer, model, args)
         if args.gradient_checkpointing:
-            # transformers 5 gave it a second name and warns of the first.
-            named = (
-                "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-            )
-            enable = getattr(model, f"{named}_checkpointing_enable")
-            enable(args.gradient_checkpointing_kwargs)
+            enable_gradient_checkpointing(model, args.gradient_checkpointing_kwargs)
         return model, tokenizer
 
     def _make_ready(self, model: nn.Module) -> None:

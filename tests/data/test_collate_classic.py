@@ -6,6 +6,7 @@ import legacy_cases as cases
 import pytest
 import torch
 
+from fastrl.data.collate_chatml import DataCollatorForChatML
 from fastrl.data.collate_classic import DPODataCollatorWithPadding, RewardDataCollatorWithPadding
 
 
@@ -121,3 +122,44 @@ def test_preference_collator_of_pictures():
 def test_preference_collator_needs_a_padding_token(encoder_decoder):
     with pytest.raises(ValueError, match="pad_token_id is None, so prompt_input_ids"):
         DPODataCollatorWithPadding(None, is_encoder_decoder=encoder_decoder)(PREFERENCE)
+
+
+CHATS = [
+    [{"role": "user", "content": "rain on"}, {"role": "assistant", "content": "the roof"}],
+    [{"role": "user", "content": "on"}, {"role": "assistant", "content": "6"}],
+]
+TURNS = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+TEMPLATE = TURNS + "{% if add_generation_prompt %}7 {% endif %}"
+
+
+@pytest.mark.parametrize("given", ["messages", "ids"])
+def test_chatml_collator_learns_the_last_turn(given):
+    tokenizer = cases.load_tokenizer()
+    tokenizer.chat_template = TURNS
+    rows = [{"messages": chat} for chat in CHATS]
+    if given == "ids":
+        rows = [
+            {"input_ids": [2, 3, 4, 5], "prompt": "rain on"},
+            {"input_ids": [3, 6], "attention_mask": [1, 1], "prompt": "on"},
+        ]
+    assert lists(DataCollatorForChatML(tokenizer)(rows)) == {
+        "input_ids": [[2, 3, 4, 5], [0, 0, 3, 6]],
+        "attention_mask": [[1, 1, 1, 1], [0, 0, 1, 1]],
+        "labels": [[-100, -100, 4, 5], [-100, -100, -100, 6]],
+        "prompts": [[2, 3], [0, 3]],
+        "prompt_attention_mask": [[1, 1], [0, 1]],
+    }
+
+
+def test_chatml_collator_cuts_and_asks_for_the_next_turn():
+    tokenizer = cases.load_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    collate = DataCollatorForChatML(tokenizer, ignore_index=-1, max_length=3)
+    batch = collate([{"messages": CHATS[0]}])
+    assert batch["input_ids"].tolist() == [[2, 3, 4]]
+    assert batch["prompts"].tolist() == [[2, 3, 7]]  # "7" asks for it
+    assert batch["labels"].tolist() == [[-1, -1, -1]]
+    assert DataCollatorForChatML(tokenizer).max_length == 1024
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="tokenizer has no padding token"):
+        DataCollatorForChatML(tokenizer)

@@ -11,6 +11,10 @@ from fastrl.models import noise
 from fastrl.models.adapters import peft_module_casting_to_bf16, use_adapter
 from fastrl.models.dropout import disable_dropout_in_model
 from fastrl.models.query_responses import forward, get_reward
+from fastrl.models.recomputing import (
+    disable_gradient_checkpointing,
+    enable_gradient_checkpointing,
+)
 
 PAD = 0
 ROWS = torch.tensor([[0, 0, 5, 6, 7, 8, 0], [3, 4, 5, 9, 0, 0, 0], [3, 4, 5, 6, 7, 8, 9]])
@@ -102,3 +106,23 @@ def test_peft_module_casting_to_bf16(adapted):
     for name, kind in kinds.items():
         half = "lora_" in name or "wte" in name or "wpe" in name or "c_attn" in name
         assert kind == (torch.bfloat16 if half else torch.float32), name
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_is_off_for_a_while(reentrant):
+    model = gpt2().train()
+    asked = {"use_reentrant": reentrant}
+
+    def on():
+        return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+    with disable_gradient_checkpointing(model):
+        assert not on()
+    assert not on()
+    assert enable_gradient_checkpointing(model, asked) is model
+    with disable_gradient_checkpointing(model, asked):
+        assert not on()
+    assert on()
+    if reentrant:  # which recomputes nothing for inputs that require no gradient
+        model.requires_grad_(False)
+        assert model.get_input_embeddings()(ROWS).requires_grad
