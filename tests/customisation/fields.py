@@ -11,8 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from tests.algos.offline_parity import making
-from tests.customisation import places, runs
+from tests.customisation import classic, options, places, runs
+from tests.customisation.classic import Filled, Steps, Wrong
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Seen:
         self.look(name)
 
 
-Probe = Changes | Refused | Same | Seen
+Probe = Changes | Refused | Same | Seen | Steps | Filled | Wrong
 CUT = {"max_length": 40}
 MOE = {"_model": "qwen2_moe"}
 OFF = {"num_iterations": 3, "max_steps": 3}  # the ratio to the policy that sampled leaves 1
@@ -322,4 +325,113 @@ FIELDS: dict[str, dict[str, Probe]] = {
         "lam": Changes("ppo_train", 0.1, by="weights"),
         "ds3_gather_for_generation": Same("ppo_train", False),
     },
+}
+SHIFTED = {"use_score_scaling": True}
+STOPS = {"early_stopping": True, "target_kl": 1e-3, "ppo_epochs": 4}
+FIELDS["PPOConfig"] = {
+    "exp_name": Steps("mine", by="tracked"),
+    "seed": Steps(5),
+    "log_with": Seen(classic.log_with),
+    "task_name": Steps("mine", by="tracked"),
+    "model_name": Seen(places.read_by("examples/scripts/ppo.py")),
+    "query_dataset": Seen(places.read_by("examples/scripts/ppo.py")),
+    "reward_model": Seen(places.read_by("examples/scripts/ppo.py")),
+    "remove_unused_columns": Steps(False, by="columns"),
+    "tracker_kwargs": Steps({"wandb": {"entity": "me"}}, by="tracked"),
+    "accelerator_kwargs": Steps(
+        {"cpu": True, "step_scheduler_with_optimizer": False}, by="accelerator"
+    ),
+    "project_kwargs": Steps({"total_limit": 3}, by="accelerator"),
+    "tracker_project_name": Steps("mine", by="tracked"),
+    "push_to_hub_if_best_kwargs": Wrong({"private": True}, "push_to_hub_if_best_kwargs"),
+    "steps": Steps(80, by="filled"),
+    "learning_rate": Steps(1e-3),
+    "adap_kl_ctrl": Steps(False),
+    "init_kl_coef": Steps(0.5),
+    "kl_penalty": Steps("abs"),
+    "target": Steps(1e-6, {"kl_penalty": "mse"}),
+    "horizon": Steps(100),
+    "gamma": Steps(0.3),
+    "lam": Steps(0.1),
+    "cliprange": Steps(1e-3),
+    "cliprange_value": Steps(1e-3),
+    "vf_coef": Steps(1.0),
+    "batch_size": Wrong(16, "16"),
+    "forward_batch_size": Wrong(2, "forward_batch_size=2 contradicts"),
+    "mini_batch_size": Steps(2),
+    "gradient_accumulation_steps": Steps(2),
+    "world_size": Filled(5),
+    "ppo_epochs": Steps(3),
+    "max_grad_norm": Steps(1e-3, by="weights"),
+    "optimize_cuda_cache": Steps(True, by="emptied"),
+    "optimize_device_cache": Steps(True, by="emptied"),
+    "early_stopping": Steps(True, {"target_kl": 1e-3, "ppo_epochs": 4}),
+    "target_kl": Steps(1e3, STOPS),
+    "compare_steps": Seen(classic.compared_every),
+    "ratio_threshold": Steps(1e-3),
+    "use_score_scaling": Steps(True),
+    "use_score_norm": Steps(True, SHIFTED),
+    "score_clip": Steps(0.5),
+    "whiten_rewards": Steps(True),
+    "is_encoder_decoder": Filled(True),
+    "is_peft_model": Filled(True),
+    "backward_batch_size": Filled(3),
+    "global_backward_batch_size": Filled(3),
+    "global_batch_size": Filled(3),
+    "position_ids": Steps(True, {"_left": True}),
+    "global_statistics": Seen(classic.statistics_over),
+}
+FIELDS["IterativeSFTConfig"] = {
+    "model_init_kwargs": Seen(classic.iterated_loading),
+    "trust_remote_code": Seen(classic.iterated_loading),
+    "max_length": Seen(classic.iterated_cut),
+    "truncation_mode": Seen(classic.iterated_cut),
+    "optimize_device_cache": Seen(classic.iterated_cache),
+}
+FIELDS["ModelConfig"] = {
+    "model_name_or_path": Seen(options.of_model("other", "model")),
+    "model_revision": Seen(options.of_model("v2", "revision")),
+    "dtype": Seen(options.of_model("bfloat16", "dtype")),
+    "attn_implementation": Seen(options.of_model("eager", "attn_implementation")),
+    "use_peft": Seen(options.use_peft),
+    "lora_r": Seen(options.adapter(4, "r")),
+    "lora_alpha": Seen(options.adapter(8, "lora_alpha")),
+    "lora_dropout": Seen(options.adapter(0.5, "lora_dropout")),
+    "lora_target_modules": Seen(options.adapter(["all-linear"], "target_modules", "all-linear")),
+    "lora_target_parameters": Seen(options.adapter(["w"], "target_parameters")),
+    "lora_modules_to_save": Seen(options.adapter(["score"], "modules_to_save")),
+    "lora_task_type": Seen(options.adapter("SEQ_CLS", "task_type")),
+    "use_rslora": Seen(options.adapter(True, "use_rslora")),
+    "use_dora": Seen(options.adapter(True, "use_dora")),
+    "load_in_8bit": Seen(options.bits(True, "load_in_8bit")),
+    "load_in_4bit": Seen(options.bits(True, "load_in_4bit")),
+    "bnb_4bit_quant_type": Seen(options.bits("fp4", "bnb_4bit_quant_type", load_in_4bit=True)),
+    "use_bnb_nested_quant": Seen(
+        options.bits(True, "bnb_4bit_use_double_quant", load_in_4bit=True)
+    ),
+    "bnb_4bit_quant_storage": Seen(
+        options.bits("bfloat16", "bnb_4bit_quant_storage", torch.bfloat16, load_in_4bit=True)
+    ),
+}
+FIELDS["ScriptArguments"] = {
+    "dataset_name": Seen(options.of_script("others", "loaded")),
+    "dataset_config": Seen(options.of_script("small", "loaded")),
+    "dataset_train_split": Seen(options.of_script("other", "train_dataset")),
+    "dataset_test_split": Seen(options.of_script("other", "eval_dataset")),
+    "dataset_streaming": Seen(options.of_script(True, "loaded")),
+    "ignore_bias_buffers": Seen(options.bias_buffers),
+}
+FIELDS["DatasetConfig"] = {
+    "path": Seen(options.of_source("others", 0)),
+    "name": Seen(options.of_source("small", 1)),
+    "data_dir": Seen(options.of_source("folder", 4)),
+    "data_files": Seen(options.of_source("a.json", 5)),
+    "split": Seen(options.of_source("test", 2)),
+    "columns": Seen(options.columns),
+    "fraction": Seen(options.fraction),
+}
+FIELDS["DatasetMixtureConfig"] = {
+    "datasets": Seen(options.datasets_of_a_mixture),
+    "streaming": Seen(options.streaming),
+    "test_split_size": Seen(options.held_out),
 }
