@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import made_up
 import old_flags
+import yaml
 from datasets.utils.logging import disable_progress_bar
 from transformers.utils.logging import disable_progress_bar as disable_loading_bar
 
@@ -265,6 +266,16 @@ def parse(
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     add_fields(parser, options_class, "args", {})
     add_fields(parser, PPOConfig, "ppo_config", config_defaults)
+    for name in PPOConfig._legacy_fields:  # PPOConfig says what became of them
+        parser.add_argument(
+            f"--{name}",
+            f"--ppo_config.{name}",
+            nargs="?",
+            const=True,
+            type=yaml.safe_load,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
     actions = {action.dest: action for action in parser._actions}
     known = [flag for action in parser._actions for flag in action.option_strings]
     try:

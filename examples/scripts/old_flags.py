@@ -55,6 +55,8 @@ def _reentrant(reentrant: bool) -> dict[str, Any]:
 _TOKEN: Change = Ignored(_HUB_TOKEN)
 FLAGS: Table = {
     "batch_size": Renamed("per_device_train_batch_size"),
+    "dataset_test_name": Renamed("dataset_test_split"),  # of 0.8
+    "dataset_train_name": Renamed("dataset_train_split"),
     "dataset_text_field": Ignored("the columns of the dataset say what is what"),
     "eval_split": Converted(_evaluation, "dataset_test_split= and eval_strategy="),
     "gradient_checkpointing_use_reentrant": Converted(

@@ -117,7 +117,8 @@ def flags_of_train_form(names: set[str]) -> list[str]:
     """Those of the names that only PPO by `train()` has."""
     kinds = {"step": (Options, PPOConfig), "train": (PPOTrainConfig, ScriptArguments, ModelConfig)}
     known = {form: {f.name for kind in each for f in fields(kind)} for form, each in kinds.items()}
-    return sorted(names & known["train"] - known["step"] - {"local_rank"})
+    of_step = known["step"] | PPOConfig._legacy_fields.keys() | {"local_rank"}
+    return sorted(names & known["train"] - of_step)
 
 
 def offline_task(options: Options, seed: int) -> Task:

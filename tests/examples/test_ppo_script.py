@@ -86,6 +86,13 @@ def test_benchmark_commands_of_the_sentiment_guide(parse, line, expected):
     assert {name: found[name] for name in expected} == expected
 
 
+def test_flags_of_0_11_that_step_has_no_more(parse):
+    with pytest.warns(FutureWarning, match="gradient_checkpointing= has no effect"):
+        parse("--gradient_checkpointing True")
+    with pytest.warns(FutureWarning, match="dataset_num_proc= has no effect"):
+        parse("--ppo_config.dataset_num_proc 2")
+
+
 def test_run_directly_it_is_the_sentiment_example(parse):
     _, config = parse("")
     assert {name: getattr(config, name) for name in PLAIN} == PLAIN
@@ -152,6 +159,7 @@ def test_flags_of_train_go_to_the_other_script(scripts, monkeypatch):
     words = ["--dataset_name", "d", "--reward_model_path", "rm", "--total_episodes", "100"]
     ppo.main(words)
     assert given == [words]
+    assert ppo.flags_of_train_form({"gradient_checkpointing", "local_rank", "output_dir"}) == []
     with pytest.raises(SystemExit, match="--report_to is a flag of PPO by train"):
         ppo.main(["--report_to", "wandb"])
 
