@@ -70,8 +70,8 @@ class TrlParser(HfArgumentParser):
         types = [] if types is None else types
         types = [types] if dataclasses.is_dataclass(types) else list(types)
         for each in types:
-            own = next((f for f in dataclasses.fields(each) if f.name == "config"), None)
-            if own is not None and not own.metadata.get("names_the_file"):
+            own = any(f.name == "config" for f in dataclasses.fields(each))
+            if own and not getattr(each, "_config_names_the_file", False):
                 raise ValueError(
                     f"{each.__name__} has a field 'config', but --config names the YAML file"
                 )
@@ -134,9 +134,12 @@ class TrlParser(HfArgumentParser):
     def parse_args_into_dataclasses(
         self, args: Iterable[str] | None = None, *more: Any, **keywords: Any
     ) -> tuple[Any, ...]:
-        """`transformers.HfArgumentParser`'s, in the form that the flags are of."""
+        """`transformers.HfArgumentParser`'s, in the form that the flags are of, old ones too."""
 
         def parse(parser: TrlParser, words: list[str]) -> tuple[Any, ...]:
+            words, told = parser._modern_words(words)
+            if told:
+                warnings.warn(f"old spellings: {'; '.join(told)}", FutureWarning, stacklevel=4)
             return super().parse_args_into_dataclasses(words, *more, **keywords)
 
         return flags.fill(self, parse, list(sys.argv[1:] if args is None else args))

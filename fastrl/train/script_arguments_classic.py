@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 _DATASET = {"help": "A local .jsonl, .json, .parquet or .csv file or folder, or a hub name."}
 _TRAIN = {"help": "Split to train on."}
 _TEST = {"help": "Split to evaluate on."}
-_CONFIG = {"help": "A YAML file of options; TrlParser reads it.", "names_the_file": True}
+_CONFIG = {"help": "A YAML file of options; TrlParser reads it."}
 _REENTRANT = {
     "help": "The kind of gradient checkpointing; TrlParser puts it into the training arguments."
 }
@@ -25,6 +25,8 @@ class SFTScriptArguments:
     config: str | None = field(default=None, metadata=_CONFIG)
     gradient_checkpointing_use_reentrant: bool = field(default=False, metadata=_REENTRANT)
 
+    _config_names_the_file = True
+
 
 @dataclass
 class RewardScriptArguments:
@@ -35,6 +37,8 @@ class RewardScriptArguments:
     dataset_test_split: str = field(default="test", metadata=_TEST)
     config: str | None = field(default=None, metadata=_CONFIG)
     gradient_checkpointing_use_reentrant: bool = field(default=False, metadata=_REENTRANT)
+
+    _config_names_the_file = True
 
 
 @dataclass
@@ -49,6 +53,8 @@ class DPOScriptArguments:
     config: str | None = field(default=None, metadata=_CONFIG)
     gradient_checkpointing_use_reentrant: bool = field(default=False, metadata=_REENTRANT)
 
+    _config_names_the_file = True
+
 
 @dataclass
 class SftScriptArguments:
@@ -62,6 +68,8 @@ class SftScriptArguments:
     )
     config: str | None = field(default=None, metadata=_CONFIG)
     gradient_checkpointing_use_reentrant: bool = field(default=False, metadata=_REENTRANT)
+
+    _config_names_the_file = True
 
 
 @dataclass
@@ -82,3 +90,5 @@ class DpoScriptArguments:
     )
     config: str | None = field(default=None, metadata=_CONFIG)
     gradient_checkpointing_use_reentrant: bool = field(default=False, metadata=_REENTRANT)
+
+    _config_names_the_file = True
