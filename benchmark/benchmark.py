@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -140,6 +141,7 @@ def run_here(given: argparse.Namespace, seeds: range, environment: dict[str, str
     folder.mkdir(parents=True)
     print(f"output in {folder}")
     waiting, running, failed, done = list(seeds), [], [], 0
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         while waiting or running:
             while waiting and len(running) < given.workers:
@@ -156,6 +158,7 @@ def run_here(given: argparse.Namespace, seeds: range, environment: dict[str, str
                     failed.append(run)
             time.sleep(POLL)
     finally:
+        signal.signal(signal.SIGTERM, before)
         for run in running:
             run.stop()
     for run in failed:

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -189,6 +191,22 @@ def test_a_seed_that_fails_is_named_and_the_others_go_on(runner, on_path, capsys
     assert shown.err.endswith("failed: seed 1, 3\n")
     assert runner(["--command", "no-such-program", "--num-seeds", "1", "--workers", "1"]) == 1
     assert "no-such-program cannot be started" in capsys.readouterr().err
+
+
+def test_a_runner_that_is_ended_ends_its_runs(tmp_path):
+    endless = "sh -c 'echo $$ > pid-{seed}; exec sleep 300'"
+    line = ["--command", endless, "--num-seeds", "1", "--workers", "1", "--auto-tag", "False"]
+    runner = subprocess.Popen(
+        [sys.executable, str(ROOT / "benchmark" / "benchmark.py"), *line], cwd=tmp_path
+    )
+    noted = tmp_path / "pid-1"
+    until = time.monotonic() + 30
+    while not (noted.exists() and noted.read_text().strip()) and time.monotonic() < until:
+        time.sleep(0.02)
+    runner.terminate()
+    assert runner.wait(timeout=30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(noted.read_text()), 0)
 
 
 def test_without_workers_the_commands_are_only_printed(runner, capsys):
