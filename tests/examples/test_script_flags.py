@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from transformers import TrainingArguments
 
 from fastrl import get_peft_config, get_quantization_config
@@ -275,6 +276,33 @@ def test_sft_script_loads_in_8_bits_with_an_adapter_as_in_0_7_4(read):
     assert get_quantization_config(model_args).load_in_8bit
     lora = get_peft_config(model_args)
     assert (lora.r, lora.lora_alpha, lora.task_type) == (8, 16, "CAUSAL_LM")
+
+
+def test_rloo_script_starts_from_the_policy_of_0_11_s_flags(read, monkeypatch):
+    import rloo
+
+    _, (_, *parts) = read("rloo", "--model_name_or_path m --sft_model_path s --reward_model_path r")
+    names = {}
+    monkeypatch.setattr(
+        rloo,
+        "rewarded_arguments",
+        lambda script, args, model, *_: names.update(vars(script) | vars(model)),
+    )
+    rloo.rloo_arguments(*parts)
+    assert (names["model_name_or_path"], names["reward_model_name_or_path"]) == ("s", "r")
+
+
+@pytest.mark.parametrize("flag", ["", "--sanity_check"])
+def test_dpo_script_sanity_check_keeps_a_thousand_rows(read, monkeypatch, flag):
+    import dpo
+
+    rows = Dataset.from_dict({"prompt": list(range(1200))})
+    few = {"train_dataset": rows, "eval_dataset": rows.select(range(9))}
+    monkeypatch.setattr(dpo, "trainer_arguments", lambda *_: dict(few))
+    _, (_, *parts) = read("dpo", f"{SFT} {flag}")
+    found = dpo.dpo_arguments(*parts)
+    sizes = [len(found[name]) for name in ("train_dataset", "eval_dataset")]
+    assert sizes == ([1000, 9] if flag else [1200, 9])
 
 
 @pytest.mark.parametrize(("given", "layer"), [("json", "BertLayer"), ("file", "GPT2Block")])
