@@ -7,23 +7,12 @@ import types
 from typing import Any
 
 import pytest
-from tool_cases import END, TEMPLATE, Counter, add, chat_tokenizer, fetch, user
+from tool_cases import END, TEMPLATE, XML, Counter, add, chat_tokenizer, fetch, user
 
 from fastrl.rewards.event_loop import EventLoop
 from fastrl.rollout.environments import Environments, tool_methods
 from fastrl.rollout.messages import MessageReader
 from fastrl.rollout.tools import answer_calls, toolbox
-
-XML = TEMPLATE.replace(
-    """{"name": "' + call.function.name + '", "arguments": ' }}
-            {{- call.function.arguments | tojson }}
-            {{- '}\n""",
-    """<function=' + call.function.name + '>\n' }}
-            {%- for key, value in call.function.arguments.items() %}
-                {{- '<parameter=' + key + '>\n' + value | string + '\n</parameter>\n' }}
-            {%- endfor %}
-            {{- '</function>\n""",
-)
 
 
 def asks(name: str, arguments: Any, **more: Any) -> dict[str, Any]:

@@ -41,6 +41,17 @@ TEMPLATE = """{%- if tools %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}"""
+# The same with calls as tags.
+XML = TEMPLATE.replace(
+    """{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- call.function.arguments | tojson }}
+            {{- '}\n""",
+    """<function=' + call.function.name + '>\n' }}
+            {%- for key, value in call.function.arguments.items() %}
+                {{- '<parameter=' + key + '>\n' + value | string + '\n</parameter>\n' }}
+            {%- endfor %}
+            {{- '</function>\n""",
+)
 # How calls are written in TEMPLATE, in transformers' notation.
 FORMAT = {
     "defaults": {"role": "assistant"},
