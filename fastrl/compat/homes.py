@@ -106,6 +106,7 @@ _NAMES = {
     "fastrl.train.moments": "RunningMoments get_global_statistics",
     "fastrl.train.on_policy": "OnPolicyConfig OnlineTrainerState exact_div",
     "fastrl.train.parser": "TrlParser init_zero_verbose",
+    "fastrl.train.profiling": "ProfilingContext profiling_context profiling_decorator",
     "fastrl.train.prompt_statistics": "PerPromptStatTracker",
     "fastrl.train.rendezvous": "ensure_master_addr_port",
     "fastrl.train.repeat": "RepeatSampler repeat_iterable_dataset",

@@ -146,6 +146,7 @@ _PATHS: dict[str, str] = {
     "extras.best_of_n_sampler": "BestOfNSampler",
     "extras.dataset_formatting": f"""{_FORMATTING}
         FORMAT_MAPPING=fastrl.data.formatting:FORMAT_MAPPING""",
+    "extras.profiling": "ProfilingContext profiling_context profiling_decorator",
     "import_utils": " ".join(n for n in HOMES if HOMES[n] == "fastrl.compat.availability"),
     "mergekit_utils": "MergeConfig merge_models upload_model_to_hf",
     "models": f"""{_VALUE_HEADS} PreTrainedModelWrapper SUPPORTED_ARCHITECTURES
