@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -56,6 +58,9 @@ def test_the_scripts_that_the_guides_name_are_there():
         "merge_peft_adapter",
         "sft_llama2",
         "dpo_llama2",
+        "calculator",
+        "triviaqa",
+        "python_interpreter",
     } <= set(SCRIPTS)
 
 
@@ -120,6 +125,19 @@ COMMAND_LINES = [
         {"model_name_or_path": "sft/final_checkpoint", "output_dir": "dpo", "beta": 0.1}
         | {"sanity_check": True, "optimizer_type": "paged_adamw_32bit", "max_steps": 1000},
     ),
+    (
+        "triviaqa",
+        "--log_with wandb --iterations 500 --max_new_tokens 128 --seed 3",
+        {"log_with": "wandb", "iterations": 500, "max_new_tokens": 128, "seed": 3}
+        | {"model_name": "bigcode/starcoderbase", "batch_size": 32, "mini_batch_size": 1}
+        | {"gradient_accumulation_steps": 16, "ppo_epochs": 1, "learning_rate": 1e-5},
+    ),
+    (
+        "python_interpreter",
+        "--model_name bigcode/starcoderbase-1b --n_epochs 8 --batch_size 16",
+        {"model_name": "bigcode/starcoderbase-1b", "n_epochs": 8, "batch_size": 16},
+    ),
+    ("calculator", "", {"model_name": "gpt2", "batch_size": 256, "mini_batch_size": 64}),
 ]  # fmt: skip
 
 
@@ -151,6 +169,64 @@ def test_sft_llama2_takes_the_trainers_own_flags(script):
     assert (config.max_steps, config.learning_rate, config.warmup_steps) == (500, 1e-4, 100)
     assert (config.optim, config.run_name) == ("paged_adamw_32bit", "sft_llama2")
     assert config.gradient_checkpointing is False and config.remove_unused_columns is False
+
+
+def test_the_calculator_knows_arithmetic_and_nothing_else(script):
+    calculator = script("calculator")
+    values = {"13-3": 10, " 4*(2+1) ": 12, "-7/2": -3.5, "2+3*4": 14}
+    assert {text: calculator.calculate(text) for text in values} == values
+    for text in ("2**9", "abs(1)", "True+1", "'a'*3"):
+        with pytest.raises(ValueError, match="more than arithmetic"):
+            calculator.calculate(text)
+    said = ["Result=8<submit>", "Result = -8.0 <submit>", "Result=8", "Result=80<submit>", ""]
+    assert calculator.exact_match(said, [8, -8, 8, 8, 8]) == [1, 1, 0, 0, 0]
+
+
+def test_the_interpreter_prints_fails_and_stops(script, monkeypatch):
+    module = script("python_interpreter")
+    assert module.interpret("for n in (1, 2):\n  print(n * 21)") == "21\n42"
+    assert module.interpret("print(1 / 0)") == "ZeroDivisionError: division by zero"
+    monkeypatch.setattr(module, "SECONDS", 0.2)
+    with pytest.raises(TimeoutError, match=r"not done after 0\.2 s"):
+        module.interpret("while True: pass")
+
+
+def test_the_search_ranks_by_bm25(script):
+    module = script("triviaqa")
+    texts = ["the red fox", "the fox and the hen and the dog", "a bird"]
+    search = module.Search(texts)
+
+    def by_hand(times, words, holding):  # k1 1.2, b 0.75, three passages of 13 words in all
+        rarity = math.log(1 + (3 - holding + 0.5) / (holding + 0.5))
+        return rarity * times * 2.2 / (times + 1.2 * (0.25 + 0.75 * words / (13 / 3)))
+
+    first = by_hand(1, 3, 2) + by_hand(1, 3, 1)  # fox, red
+    second = by_hand(1, 8, 2) + by_hand(1, 8, 1)  # fox, hen
+    assert first > second > by_hand(1, 3, 2)
+    assert [search(q) for q in ("Red fox?", "fox", "hen fox")] == [texts[0], texts[0], texts[1]]
+    assert search("whale") == "nothing found"
+    said = ["Answer: The Red Sea<submit>", "Answer: Red Sea", "Answer: redness<submit>"]
+    assert module.submitted(said, [["red sea"], ["red sea"], ["red"]]) == [1, 0, 0]
+
+
+def test_an_episode_of_the_tools_prompts_ends_in_what_it_is_rewarded_for(script):
+    """What the prompts show is what the environment does, and what the reward counts."""
+    calculator, python = script("calculator"), script("python_interpreter")
+    pattern = r"<request><\w+>(.*?)<call>(.*?)<response>\s*(Result=(-?\d+)<submit>)"
+    for module, tool in ((calculator, calculator.calculate), (python, python.interpret)):
+        shown = re.findall(pattern, module.PROMPT, re.DOTALL)
+        assert len(shown) == 2
+        for asked, answer, said, target in shown:
+            assert str(tool(asked)) == answer
+            assert module.exact_match([said], [float(target)]) == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_tools_are_asked_more_and_more(script, smoke_folder):
+    rewards = script("triviaqa").main(["--smoke", smoke_folder])
+    assert len(rewards) == 10 and sum(rewards[-3:]) / 3 > sum(rewards[:2]) / 2 + 0.1
+    assert (Path("runs/triviaqa") / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
