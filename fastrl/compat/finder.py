@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from fastrl.compat.missing import explain
@@ -125,8 +125,8 @@ class Finder(MetaPathFinder):
         """The module's specification, or None if it is none of the table's.
 
         Raises:
-            ImportError: while importing, for a name of TRL's that is not here: the message says
-                what to use. `importlib.util.find_spec` gets None.
+            ImportError: while importing, for a name that is not here: the message says what to
+                use. `importlib.util.find_spec` gets None.
         """
         prefix = f"{self.root}."
         if not fullname.startswith(prefix):
@@ -135,8 +135,8 @@ class Finder(MetaPathFinder):
         module = fullname[len(prefix) :]
         if module in MODULES:
             return self._extended(real, module) if real else self._virtual(fullname, module)
-        if real is None and not _asks_only(sys._getframe(2).f_code.co_name):
-            self._refuse(module)
+        if real is None and sys._getframe(2).f_code.co_name != "find_spec":  # importlib.util's
+            self._refuse(module, _wants_a_name(sys._getframe(2)))
         return real
 
     def _virtual(self, fullname: str, module: str) -> ModuleSpec:
@@ -148,17 +148,26 @@ class Finder(MetaPathFinder):
             real.loader = _Extended(real.origin, self.root, module)
         return real
 
-    def _refuse(self, module: str) -> None:
-        """Raise for `from <a module of TRL's> import <module's last part>`; others stay silent."""
+    def _refuse(self, module: str, as_name: bool) -> None:
+        """Raise for what a module of TRL's lacks; what is below others is none of our affair."""
         parent, _, name = module.rpartition(".")
         if parent and parent not in MODULES:
             return
-        raise ModuleNotFoundError(explain(self.root, parent, name), name=_dotted(self.root, parent))
+        said = explain(self.root, parent, name)
+        if as_name:
+            # An error that named the missing module would be taken for one that does not matter.
+            raise ImportError(said, name=_dotted(self.root, parent))
+        full = _dotted(self.root, module)
+        raise ModuleNotFoundError(f"No module named {full!r}: {said}", name=full)
 
 
-def _asks_only(caller: str) -> bool:
-    """Whether the import system was called by `importlib.util.find_spec`, which imports nothing."""
-    return caller == "find_spec"
+def _wants_a_name(frame: FrameType | None) -> bool:
+    """Whether the import system is on its way from `from module import name`."""
+    while frame is not None and "importlib._bootstrap" in frame.f_code.co_filename:
+        if frame.f_code.co_name == "_handle_fromlist":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def install(root: str = "fastrl") -> Finder:

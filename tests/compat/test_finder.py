@@ -139,6 +139,8 @@ def test_absent_names_say_what_to_use(asked):
     with pytest.raises(ImportError) as error:
         exec(asked)
     assert MISSING[asked] in str(error.value)
+    if asked.startswith("import"):
+        assert error.type is ModuleNotFoundError and error.value.name == asked.split()[1]
     if asked.startswith("from"):
         _, module, _, name = asked.split()
         if importlib.util.find_spec(module) is None:
