@@ -32,6 +32,8 @@ import fastrl
 from fastrl.legacy.generation import pinned
 
 _STARTUP = str(Path(__file__).parent / "startup")
+# Folders of TRL's that hold files, and where fastrl has those.
+_FOLDERS = {"trl.accelerate_configs": "fastrl.cli.accelerate_configs"}
 # Pinned API -> the release it stands for.
 RELEASES = {"0.7": "0.7.11", "0.11": "0.11.4", "1": "1.16.0"}
 
@@ -43,7 +45,7 @@ def trl_version() -> str:
 
 def _twin(name: str) -> str:
     """trl.core -> fastrl.core"""
-    return f"fastrl{name.removeprefix('trl')}"
+    return _FOLDERS.get(name) or f"fastrl{name.removeprefix('trl')}"
 
 
 class _Trl(ModuleType):

@@ -287,6 +287,24 @@ def test_environment_set_before_an_import_counts_and_children_are_patched(write)
     assert done.stdout == "b'fastrl.core\\n'\n", done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_launched_scripts_answer_too(write, tmp_path, launcher):
+    out = tmp_path / "rank"
+    path = write(
+        "import os, sys, trl.core, fastrl.core\n"
+        "open(sys.argv[1] + os.environ.get('RANK', ''), 'w').write(str(trl.core is fastrl.core))\n"
+        "sys.exit(int(sys.argv[2]))\n"
+    )
+    if launcher == "accelerate":
+        assert fastrl_run("--cpu", path, out, 3).returncode == 3
+        assert out.read_text() == "True"
+        return
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "fastrl", "run", path]
+    subprocess.run([sys.executable, *words, str(out), "0"], check=True, capture_output=True)
+    assert [Path(f"{out}{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+
+
 def trained(name, *words):
     done = fastrl_run(OLD / f"{name}.py", *words)
     assert done.returncode == 0, done.stderr

@@ -128,6 +128,11 @@ def test_resources_are_fastrls(trl):
     assert "create_reference_model" in inner.read_text(encoding="utf-8")
 
 
+def test_launch_configurations_are_resources(trl):
+    folder = importlib.resources.files("trl.accelerate_configs")
+    assert "zero_stage: 3" in (folder / "zero3.yaml").read_text(encoding="utf-8")
+
+
 def test_code_for_dash_m(trl):
     spec = importlib.util.find_spec("trl.cli.plot")
     code = spec.loader.get_code("trl.cli.plot")

@@ -36,5 +36,6 @@ def _run_the_hidden_one() -> None:
         spec.loader.exec_module(module)
 
 
-_stand_in()
-_run_the_hidden_one()
+if __name__ == "sitecustomize":
+    _stand_in()
+    _run_the_hidden_one()
