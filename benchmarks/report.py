@@ -14,7 +14,6 @@ MIB = 2**20
 TARGETS: dict[str, tuple[float, float | None]] = {
     "PPOTrainer.step": (2.5, 3.8),
     "Sentiment run, an iteration": (2.5, None),
-    "Sentiment run, an iteration, 64 generated at a time": (2.5, None),
     "SFTTrainer step, ragged rows": (2, 3.3),
     "SFTTrainer step, both packing": (1.5, 2.7),
     "SFTTrainer step, LoRA": (2, 4),

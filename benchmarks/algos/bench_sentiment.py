@@ -2,7 +2,7 @@
 
 128 prompts of 2–7 tokens, 32 new ones from the policy and from the reference, a classifier's
 pipeline, four epochs of PPO and the log, in the calls of the guide. The guide leaves `generate` its
-batches of 4; the second row asks for 64 at a time.
+batches of 4; the second row, which has no aim, asks for 64 at a time.
 """
 
 from __future__ import annotations
