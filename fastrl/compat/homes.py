@@ -45,6 +45,7 @@ _NAMES = {
         clone_chat_template setup_chat_format""",
     "fastrl.data.cleaning": "identity remove_none_values strip_images_from_messages",
     "fastrl.data.collate": "DataCollatorForLanguageModeling",
+    "fastrl.data.collate_chatml": "DataCollatorForChatML",
     "fastrl.data.collate_classic": "DPODataCollatorWithPadding RewardDataCollatorWithPadding",
     "fastrl.data.collate_legacy": "DataCollatorForCompletionOnlyLM",
     "fastrl.data.collate_preference": "DataCollatorForUnpairedPreference",
@@ -67,6 +68,8 @@ _NAMES = {
     "fastrl.models.dropout": "disable_dropout_in_model",
     "fastrl.models.noise": "neftune_post_forward_hook",
     "fastrl.models.query_responses": "forward get_reward",
+    "fastrl.models.recomputing": """disable_gradient_checkpointing
+        enable_gradient_checkpointing""",
     "fastrl.models.reference": "LAYER_PATTERNS create_reference_model",
     "fastrl.models.unwrapped": "unwrap_model_for_generation",
     "fastrl.models.value_head": """AutoModelForCausalLMWithValueHead

@@ -59,7 +59,8 @@ _CALLBACKS = """BEMACallback LogCompletionsCallback MergeModelCallback RichProgr
 _VALUE_HEADS = "AutoModelForCausalLMWithValueHead AutoModelForSeq2SeqLMWithValueHead ValueHead"
 _FORMATTING = """conversations_formatting_function get_formatting_func_from_dataset
     instructions_formatting_function"""
-_UTILS = """AdaptiveKLController ConstantLengthDataset DataCollatorForCompletionOnlyLM
+_UTILS = """AdaptiveKLController ConstantLengthDataset DataCollatorForChatML
+    DataCollatorForCompletionOnlyLM
     DPODataCollatorWithPadding FixedKLController RepeatSampler RewardDataCollatorWithPadding
     RunningMoments add_bos_token_if_needed add_eos_token_if_needed cap_exp
     create_model_from_path decode_and_strip_padding entropy_from_logits first_true_indices
@@ -137,7 +138,8 @@ _PATHS: dict[str, str] = {
     "experimental.ppo.ppo_trainer": f"""{_PPO_TRAINER} {_POLICY_AND_VALUE} OnlineTrainerState
         batch_generation exact_div forward generate masked_mean masked_var masked_whiten
         print_rich_table truncate_response""",
-    "experimental.utils": """DPODataCollatorWithPadding LAYER_PATTERNS SIMPLE_CHAT_TEMPLATE
+    "experimental.utils": """DataCollatorForChatML enable_gradient_checkpointing
+        DPODataCollatorWithPadding LAYER_PATTERNS SIMPLE_CHAT_TEMPLATE
         add_bos_token_if_needed add_eos_token_if_needed create_reference_model empty_cache
         first_true_indices get_reward pad_to_length peft_module_casting_to_bf16
         truncate_dataset truncate_right""",
@@ -155,6 +157,7 @@ _PATHS: dict[str, str] = {
     "models.modeling_base": "LAYER_PATTERNS PreTrainedModelWrapper create_reference_model",
     "models.modeling_value_head": f"{_VALUE_HEADS} PreTrainedModelWrapper",
     "models.utils": """ChatMlSpecialTokens FORMAT_MAPPING=fastrl.data.chat_setup:FORMAT_MAPPING
+        disable_gradient_checkpointing enable_gradient_checkpointing
         LAYER_PATTERNS peft_module_casting_to_bf16 SUPPORTED_ARCHITECTURES clone_chat_template
         create_reference_model setup_chat_format unwrap_model_for_generation""",
     "rewards": """accuracy_reward get_cosine_scaled_reward get_repetition_penalty_reward

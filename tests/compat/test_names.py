@@ -47,7 +47,6 @@ CLASSIC = {
 }
 UTILS_OF = ("0.7.11", "0.8.1", "0.9.6", "0.11.4")  # releases whose `trainer.utils` is here, whole
 UTILS_WITHOUT = {
-    "DataCollatorForChatML",  # GKD's
     "OnpolicyRuntimeConfig",  # fields that 0.9's trainers filled for themselves
     "SIMPLE_QUERY_CHAT_TEMPLATE",  # 0.9's example only
     "prepare_deepspeed",  # TRL's own trainers' set-up
