@@ -154,6 +154,13 @@ SCRIPTS = {
         KTOTrainer(model="m", args=KTOConfig("out", truncation_mode="keep_end"), tokenizer=tok,
                    train_dataset=ds, model_adapter_name=None)
         """,
+    "kto_by_length": """
+        from transformers import TrainingArguments
+        from trl import KTOTrainer
+        KTOTrainer("m", args=TrainingArguments("out", group_by_length=True), tokenizer=tok)
+        args = TrainingArguments("out", group_by_length=True, logging_steps=2)
+        KTOTrainer("m", args=args, tokenizer=tok)
+        """,
     "reward": """
         from transformers import TrainingArguments
         from trl import RewardConfig, RewardTrainer

@@ -38,6 +38,7 @@ class Plan:
         self._values: dict[ast.expr, str] = {}
         self._gone: list[ast.expr | ast.keyword] = []
         self._added: dict[str, str] = {}
+        self._defaults: dict[str, str] = {}
         self._named: dict[ast.expr, str] = {}
         self._callee: str | None = None
 
@@ -72,9 +73,14 @@ class Plan:
                 return
         self._added[name] = value
 
+    def default(self, name: str, value: str) -> None:
+        """Pass a keyword that nothing else of the plan passes, now or later."""
+        self._defaults[name] = value
+
     def write(self) -> None:
         """Make the edits."""
         items = arguments(self.call)
+        added = self._defaults | self._added
         if self._callee is not None:
             func = self.call.func
             self.text.replace(self.text.start(func), self.text.end(func), self._callee)
@@ -89,7 +95,7 @@ class Plan:
             self.text.replace(start, start, f"{name}=")
         for argument, value in self._values.items():
             self.text.replace(self.text.start(argument), self.text.end(argument), value)
-        self.text.append(self.call, kept, [f"{name}={v}" for name, v in self._added.items()])
+        self.text.append(self.call, kept, [f"{n}={v}" for n, v in added.items()])
 
     # --- the rows of the tables ------------------------------------------------------------------
 

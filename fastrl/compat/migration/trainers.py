@@ -52,7 +52,8 @@ class _Trainer:
         self.table = table
         self.config = config
         self.plan = script.plan(call)
-        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+        constructor: Any = cls.__init__  # type: ignore[misc]
+        _, *parameters = inspect.signature(constructor).parameters.values()
         self.order = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     def rewrite(self) -> None:
@@ -155,10 +156,9 @@ class _Trainer:
             name = self.config.__name__
             self._leave(late or list(moved), f"make them fields of the {name} where it is made")
             return False
-        fields = {} if kind == "own" else self._of_its_time(call)
-        fields |= {self._field(n): self._value(n, node) for n, node in moved.items()}
+        fields = {self._field(n): self._value(n, node) for n, node in moved.items()}
         if kind == "absent":
-            self.plan.put("args", self._made(fields), given)
+            self.plan.put("args", self._made(self._of_its_time(None) | fields), given)
         elif call is not None:
             self._extend(call, kind, fields)
         return True
@@ -252,6 +252,8 @@ class _Trainer:
         if kind == "plain":
             plan.becomes(self._config_name())
             self.script.replaced.update(n for n in ast.walk(call.func) if isinstance(n, ast.Name))
+            for name, value in self._of_its_time(call).items():
+                plan.default(name, value)
         for name, value in fields.items():
             plan.put(name, value)
 
