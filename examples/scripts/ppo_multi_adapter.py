@@ -32,7 +32,7 @@ from accelerate import PartialState
 from command_line import names_given, parse
 from datasets import Dataset
 from peft import LoraConfig
-from sentiment_offline import Review, console, read_reviews
+from sentiment_offline import Review, Splits, console, read_reviews
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from fastrl import (
@@ -71,22 +71,25 @@ class Options:
     smoke: bool = False  # offline: a few sentences and steps, to see that it runs
 
 
-def train_reward_adapter(
-    base: str, tokenizer: Any, reviews: list[Review], folder: Path, options: Options, seed: int
-) -> str:
-    """An adapter that prefers positive sentences to negative ones; the folder it is saved to."""
-    sides = {True: [], False: []}
+def pairs(reviews: list[Review]) -> Dataset:
+    """A positive and a negative sentence each."""
+    sides: dict[bool, list[str]] = {True: [], False: []}
     for review in reviews:
         sides[review.positive].append(review.text)
-    pairs = [
-        {"chosen": good, "rejected": bad}
-        for good, bad in zip(sides[True], sides[False], strict=False)
-    ]
+    both = zip(sides[True], sides[False], strict=False)
+    return Dataset.from_list([{"chosen": good, "rejected": bad} for good, bad in both])
+
+
+def train_reward_adapter(
+    base: str, tokenizer: Any, splits: Splits, folder: Path, options: Options, seed: int
+) -> str:
+    """An adapter that prefers positive sentences to negative ones; the folder it is saved to."""
     trainer = RewardTrainer(
         model=base,
         args=RewardConfig(
             str(folder),
             per_device_train_batch_size=32,
+            per_device_eval_batch_size=32,
             learning_rate=3e-3,
             num_train_epochs=3,
             max_steps=4 if options.smoke else -1,
@@ -97,14 +100,17 @@ def train_reward_adapter(
             disable_tqdm=True,
             seed=seed,
         ),
-        train_dataset=Dataset.from_list(pairs),
+        train_dataset=pairs(splits.reward[:400] if options.smoke else splits.reward),
+        eval_dataset=pairs(splits.held_out),
         processing_class=tokenizer,
-        peft_config=LoraConfig(task_type="SEQ_CLS", modules_to_save=["score"], **LORA),
+        peft_config=LoraConfig(
+            task_type="SEQ_CLS", modules_to_save=["score"], target_modules="all-linear", **LORA
+        ),
     )
     trainer.train()
     trainer.save_model(str(folder))
-    logged = [row["accuracy"] for row in trainer.state.log_history if "accuracy" in row]
-    console.print(f"reward adapter: {logged[-1]:.0%} of the last pairs it saw in the right order")
+    right = trainer.evaluate()["eval_accuracy"]
+    console.print(f"reward adapter: {right:.0%} of held-out pairs in the right order")
     return str(folder)
 
 
@@ -117,9 +123,8 @@ def offline_task(options: Options, folder: Path, seed: int) -> tuple[ppo.Task, s
     base = str(folder / "base")
     task.model.save_pretrained(base)
     task.tokenizer.save_pretrained(base)
-    reviews = read_reviews(Path(dataset)).reward
-    reviews = reviews[:400] if options.smoke else reviews
-    adapter = train_reward_adapter(base, task.tokenizer, reviews, folder / "reward", options, seed)
+    splits = read_reviews(Path(dataset))
+    adapter = train_reward_adapter(base, task.tokenizer, splits, folder / "reward", options, seed)
     return ppo.replace(task, model=base), adapter
 
 

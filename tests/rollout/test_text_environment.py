@@ -125,14 +125,15 @@ def test_a_submitted_answer_by_hand(monkeypatch, gpt2, words):
 
 def test_an_episode_longer_than_max_length_is_truncated(monkeypatch, gpt2, words):
     turns = ("<request><add>ab<call>", "<request><add>a<call>")
-    # prompt 11, call 5, answer 4: 20 tokens; the second call makes it 24.
+    # prompt 11, call 5, answer 4: 20 tokens; the second call makes it 24, its answer 27.
     for most, text in ((15, turns[0]), (19, "195<response>"), (23, turns[1])):
         env = scripted(monkeypatch, environment(gpt2, words, max_length=most), *turns)
         history = env.run(["7"])[-1][0]
         assert history.truncated and history.completed
         assert history.last_text_segment == text
-    env = scripted(monkeypatch, environment(gpt2, words, max_length=28, max_turns=2), *turns)
-    assert not env.run(["7"])[-1][0].truncated
+    env = scripted(monkeypatch, environment(gpt2, words, max_length=27, max_turns=2), *turns)
+    (history,) = env.run(["7"])[-1]
+    assert not history.truncated and len(history.tokens) == 27
 
 
 def test_an_episode_that_fills_the_models_positions_is_truncated(tmp_path, words):
