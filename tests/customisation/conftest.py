@@ -13,6 +13,7 @@ import transformers
 from tokenizers import pre_tokenizers
 
 from fastrl import legacy
+from tests.customisation import runs
 
 EOS = "<|endoftext|>"
 
@@ -26,6 +27,13 @@ def _tokenizer(folder: Path) -> None:
     own = transformers.GPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
     assert len(own) == 257
     own.save_pretrained(folder)
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Any:
+    """Trainers that begin to train do not collect the whole process's garbage first."""
+    with runs.uncollected():
+        yield
 
 
 @pytest.fixture(scope="session")
