@@ -138,12 +138,12 @@ def test_rows_the_judge_fails_on_count_neither_way(tmp_path):
 
 def test_a_soft_judge_gives_odds_of_the_reference(tmp_path):
     trainer = plain_trainer(tmp_path, max_steps=2)
-    judge = Judge(0.25, 0.5, 0.75, 1.0, -1)
+    judge = Judge(0.25, 0.5, 0.1, 1.0, -1)
     watched(trainer, judge, use_soft_judge=True, shuffle_order=False)
     assert [asked[2:] for asked in judge.asked] == [(False, True)] * 2
-    # The trained model wins where the reference's odds are no more than even: 2 of 4.
-    assert column(trainer, "eval_win_rate") == [0.5, 0.5]
-    assert column(trainer, "eval_avg_win_prob") == [pytest.approx(1.5 / 4)] * 2
+    # The trained model wins where the reference's odds are no more than even: 3 of 4.
+    assert column(trainer, "eval_win_rate") == [0.75, 0.75]
+    assert column(trainer, "eval_avg_win_prob") == [pytest.approx(2.15 / 4)] * 2
 
 
 def test_some_prompts_are_enough(tmp_path):
