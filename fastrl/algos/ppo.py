@@ -17,10 +17,11 @@ from fastrl.algos.kl_control import kl_controller, kl_per_token
 from fastrl.algos.ppo_batch import PPOBatch, PPOExperience
 from fastrl.algos.ppo_config import PPOConfig
 from fastrl.algos.ppo_forms import TwoForms
-from fastrl.algos.ppo_padded import Losses, PaddedPPO, Rows, entropy_from_logits
+from fastrl.algos.ppo_padded import Losses, PaddedPPO, Rows
 from fastrl.algos.ppo_statistics import average_over_ranks, merge_minibatches, step_statistics
 from fastrl.models import PreTrainedModelWrapper
 from fastrl.models.policy import logprobs
+from fastrl.ops.classic import clip_by_value, entropy_from_logits
 from fastrl.ops.gae import gae
 from fastrl.ops.shaped_rewards import shaped_rewards
 from fastrl.train.agreement import agreed
@@ -60,9 +61,8 @@ def ppo_loss(
     Returns policy loss, vf_coef · value loss, and TRL's statistics without gradient.
     """
     low, high = values - config.cliprange_value, values + config.cliprange_value
-    clipped_vpreds = torch.maximum(torch.minimum(vpreds, high), low)
     errors = (vpreds - returns).square()
-    clipped_errors = (clipped_vpreds - returns).square()
+    clipped_errors = (clip_by_value(vpreds, low, high) - returns).square()
     value_loss = 0.5 * over.mean(torch.maximum(errors, clipped_errors))
 
     ratio = (logprobs - old_logprobs).clamp(max=_MAX_LOG_RATIO).exp()
@@ -317,7 +317,7 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
             Masked(mask, self._statistics_over),
             logprobs=logprobs,
             vpreds=vpreds,
-            entropy=entropy_from_logits(logits),
+            entropy=entropy_from_logits(logits.detach(), logits[..., 0].numel()),
             old_logprobs=old_logprobs,
             values=values,
             advantages=advantages,

@@ -51,14 +51,6 @@ def padded_pass(
     )
 
 
-@torch.no_grad()
-def entropy_from_logits(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of softmax(logits) over the last dimension; fp32, without gradient."""
-    any_target = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    _, entropy = token_logprobs(logits, any_target)
-    return entropy
-
-
 class PaddedPPO(ClassicTrainer):
     """A step's rows padded as TRL pads them, and the methods its users call and override."""
 

@@ -56,13 +56,17 @@ def entropy_from_logits(logits: torch.Tensor, chunk_size: int = 128) -> torch.Te
     Raises:
         TypeError, ValueError: logits are not floating point or have no V; chunk_size below 1.
     """
-    rows = require_floating("logits", logits).reshape(-1, logits.shape[-1])
-    chunks = rows.split(require_whole("chunk_size", chunk_size, 1))
-    found = [
-        token_logprobs(chunk, torch.zeros(len(chunk), dtype=torch.int64, device=rows.device))[1]
-        for chunk in chunks
-    ]
-    return torch.cat(found).view(logits.shape[:-1])
+    rows = require_floating("logits", logits)[..., 0].numel()
+    size = require_whole("chunk_size", chunk_size, 1)
+    if rows <= size:
+        any_token = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+        return token_logprobs(logits, any_token)[1]
+    # Parts are views: logits may be a slice, which to flatten would be to copy.
+    each = rows // len(logits)
+    if each > size:
+        return torch.stack([entropy_from_logits(part, size) for part in logits])
+    parts = logits.split(size // each)
+    return torch.cat([entropy_from_logits(part, size) for part in parts])
 
 
 def _kept(row_mask: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor:

@@ -234,3 +234,19 @@ def test_cap_exp_does_not_overflow():
     assert classic.cap_exp(torch.tensor([3.0, 0.0]), cap=2).tolist() == pytest.approx(
         [math.exp(2), 1]
     )
+
+
+def test_entropy_of_a_slice_copies_no_logits(monkeypatch):
+    seen = []
+    real = classic.token_logprobs
+
+    def watched(logits, targets):
+        seen.append(logits)
+        return real(logits, targets)
+
+    monkeypatch.setattr(classic, "token_logprobs", watched)
+    whole = logits_of(4, 6, 7)
+    classic.entropy_from_logits(whole[:, :-1], chunk_size=3)
+    assert [len(part) for part in seen] == [3, 2] * 4
+    storage = whole.untyped_storage().data_ptr()
+    assert {part.untyped_storage().data_ptr() for part in seen} == {storage}

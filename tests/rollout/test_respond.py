@@ -57,6 +57,10 @@ class Ladder(nn.Module):
 
 def test_any_function_of_ids_answers_and_the_filters_hold():
     torch.manual_seed(0)
+    ladder, modes = Ladder().train(), []
+    ladder.register_forward_hook(lambda module, *_: modes.append(module.training))
+    respond_to_batch(ladder, QUERIES % 9, txt_len=2)
+    assert (modes, ladder.training) == ([False, False], True)
     start = torch.ones(400, 1, dtype=torch.int64)
     drawn = respond_to_batch(Ladder(), start, txt_len=3)
     jumps = torch.diff(torch.cat([start, drawn], 1))
