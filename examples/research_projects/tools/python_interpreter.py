@@ -98,7 +98,7 @@ def transcript(rng: random.Random) -> str:
 
 def main(argv: Sequence[str] | None = None) -> list[float]:
     """Train and save; the mean reward of each step."""
-    own = {"output_dir": "runs/python_interpreter", "batch_size": 32, "iterations": 8}
+    own = {"output_dir": "runs/python_interpreter", "iterations": 8}
     offline, args = smoke.parse((ScriptArguments,), {**SMOKE, **own}, __doc__, argv)
     tools = {"PythonInterpreter": interpret}
     if offline.smoke is not None:

@@ -32,8 +32,8 @@ Tasks = Iterator[tuple[list[str], list[Any]]]  # questions, and what is right
 TAGS = [f"<{name}>" for name in ("request", "call", "response", "submit")]
 TRANSCRIPTS = 1600  # that a tiny model learns from
 SMOKE = {
-    "batch_size": 64,
-    "mini_batch_size": 32,
+    "batch_size": 32,
+    "mini_batch_size": 16,
     "gradient_accumulation_steps": 1,
     "ppo_epochs": 4,
     "learning_rate": 3e-4,
@@ -180,9 +180,9 @@ def tiny_model(folder: str, name: str, transcript: Callable[[random.Random], str
                 resid_pdrop=0.0,
                 embd_pdrop=0.0,
                 attn_pdrop=0.0,
-                initializer_range=0.2,  # of a tiny model: with less it learns to copy much later
+                initializer_range=0.1,  # of a tiny model: with less it learns to copy much later
                 **smoke.sizes(tokenizer),
             )
-            model = smoke.fit(GPT2LMHeadModel(config), tokenizer, texts, epochs=4, rate=1e-2)
+            model = smoke.fit(GPT2LMHeadModel(config), tokenizer, texts, epochs=6, rate=1e-2)
             smoke.save(unfinished, model, tokenizer)
     return str(made)
