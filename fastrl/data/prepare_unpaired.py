@@ -116,6 +116,9 @@ def _advise_weights(prepared: Dataset, args: Any) -> None:
         )
 
 
+_MADE = {"prompt_ids": TOKENS, "completion_ids": TOKENS, "label": Value("bool")}
+
+
 def prepare_unpaired(
     dataset: Dataset | IterableDataset,
     processing_class: Any,
@@ -133,7 +136,7 @@ def prepare_unpaired(
 
     Args:
         dataset: `prompt`, `completion` and `label`, or pairs (see `prepare_preference`), texts or
-            messages; `tools` and `chat_template_kwargs` per row. What this made comes back as it is.
+            messages; `tools` and `chat_template_kwargs` per row; or what this returned.
         processing_class: tokenizer, or processor with one.
         args: a `KTOConfig`; read are max_length, loss_type, per_device_train_batch_size,
             desirable_weight, undesirable_weight, dataset_num_proc, remove_unused_columns.
@@ -147,14 +150,11 @@ def prepare_unpaired(
     Raises:
         ValueError: rows or columns that do not fit; they are named.
     """
-    row = first_row(dataset, name)
     columns = column_names(dataset)
-    made = {"prompt_ids": TOKENS, "completion_ids": TOKENS, "label": Value("bool")}
-    if with_kl is None:
-        with_kl = args.loss_type == "kto"
-    if {*made, *(["KL_completion_ids"] if with_kl else [])} <= set(columns):
+    with_kl = args.loss_type == "kto" if with_kl is None else with_kl
+    if {*_MADE, *(["KL_completion_ids"] if with_kl else [])} <= set(columns):
         return dataset
-    found = detect_format(columns, row, wanted=_KINDS)
+    found = detect_format(columns, first_row(dataset, name), wanted=_KINDS)
     step = _UnpairedRows(
         processing_class=processing_class,
         kind=found.kind,
@@ -167,7 +167,7 @@ def prepare_unpaired(
         prepared = map_rows(
             dataset,
             step,
-            made,
+            _MADE,
             name=name,
             num_proc=args.dataset_num_proc,
             kept=kept if args.remove_unused_columns else columns,
