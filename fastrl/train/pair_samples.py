@@ -34,7 +34,8 @@ class PairSamples:
         def get_batch_samples(self: Any, first: Any, *rest: Any, **keywords: Any) -> Any:
             if isinstance(first, nn.Module):
                 return own(self, first, *rest, **keywords)
-            return super(cls, self).get_batch_samples(first, *rest, **keywords)
+            above: Any = super(cls, self)
+            return above.get_batch_samples(first, *rest, **keywords)
 
         cls.get_batch_samples = get_batch_samples  # type: ignore[assignment]
 
