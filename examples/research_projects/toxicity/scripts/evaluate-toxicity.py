@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
         made = smoke.toxicity(Path(offline.smoke))
         args.toxicity_model, args.dataset_name = made.classifier, made.comments
         names = (made.model,) if args.model_type == "all" else names
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = PartialState().device
     judge = ToxicityClassifier(args.toxicity_model, device)
     rows = load_dataset(args.dataset_name, split="test").filter(lambda row: row["label"] == 1)
     comments = list(rows["comment_text"])[: args.num_samples]
