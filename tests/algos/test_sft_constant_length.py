@@ -44,7 +44,7 @@ def test_its_rows_are_trained_on_as_they_are(tmp_path, packing):
 
 
 def test_an_infinite_one_needs_max_steps_and_one_without_a_row_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="set args.max_steps"):
+    with pytest.raises(ValueError, match=r"set args\.max_steps"):
         SFTTrainer(making.model(), settings(tmp_path), train_dataset=stream(infinite=True))
     with pytest.raises(ValueError, match="do not fill one row of 9999 tokens"):
         stream(seq_length=9999).rows()
