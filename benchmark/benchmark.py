@@ -141,9 +141,10 @@ def run_here(given: argparse.Namespace, seeds: range, environment: dict[str, str
     folder.mkdir(parents=True)
     print(f"output in {folder}")
     waiting, running, failed, done = list(seeds), [], [], 0
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    ended: list[int] = []  # by a signal, which does not come between a run and its place in a list
+    before = signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     try:
-        while waiting or running:
+        while (waiting or running) and not ended:
             while waiting and len(running) < given.workers:
                 seed = waiting.pop(0)
                 words = words_of(given.command, seed)
@@ -161,6 +162,9 @@ def run_here(given: argparse.Namespace, seeds: range, environment: dict[str, str
         signal.signal(signal.SIGTERM, before)
         for run in running:
             run.stop()
+    if ended:
+        print("ended before all seeds were done", file=sys.stderr)
+        return 128 + ended[0]
     for run in failed:
         tail = run.log.read_bytes()[-TAIL:].decode(errors="replace")
         print(f"\nseed {run.seed} failed; the end of {run.log}:\n{tail}", file=sys.stderr)
