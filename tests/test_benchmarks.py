@@ -117,7 +117,7 @@ def test_the_ppo_worker_measures_a_step() -> None:
 @pytest.mark.slow
 def test_the_sentiment_worker_starts_at_its_reference_and_then_draws() -> None:
     race = load("race")
-    request = {"seed": 3, "vocab": 256, "rows": 8, "at_a_time": None}
+    request = {"seed": 4, "vocab": 256, "rows": 8, "at_a_time": None}  # mean lengths 6 and 4
     with race.Worker(Path(sys.executable), "sentiment_run.py", "fastrl", request) as worker:
         first, second = worker.ask({"round": 0}), worker.ask({"round": 1})
     assert first["numbers"]["objective/kl"] == 0

@@ -8,6 +8,8 @@ from fastrl.legacy import closest
 # First word of classes whose algorithm is not there yet -> how to speak of it.
 _LATER = {
     "AlignProp": "AlignProp",
+    "AsyncDistillation": "distillation",
+    "AsyncGRPO": "asynchronous GRPO",
     "BCO": "BCO",
     "CPO": "CPO",
     "DDPO": "DDPO",
@@ -23,6 +25,8 @@ _LATER = {
 }
 _LATER_MODULES = {
     "alignprop": "AlignProp",
+    "async_distillation": "distillation",
+    "async_grpo": "asynchronous GRPO",
     "bco": "BCO",
     "cpo": "CPO",
     "ddpo": "DDPO",
@@ -33,17 +37,48 @@ _LATER_MODULES = {
     "orpo": "ORPO",
     "prm": "PRM",
     "sd_utils": "DDPO",
+    "server_distillation": "distillation",
     "xpo": "XPO",
 }
 _LOGITS = "logits are never kept: fastrl.ops.linear_token_logprobs scores from hidden states"
 _HOOKS = "unwrap_model_for_generation leaves ZeRO-3's hooks where they are"
-_OFFLOADING = "activation offloading is not there yet; gradient_checkpointing=True saves memory"
+_OFFLOADING = (
+    "activation_offloading=True of SFTConfig, DPOConfig, … keeps activations in host memory"
+)
+_RELATIVES = (
+    "it is none of the relatives of GRPO that are here: GRPOConfig has eight losses (loss_type), "
+    "and importance_sampling_level='sequence' is GSPO"
+)
+_GYMS = "GRPOTrainer(environment_factory=...) takes environments of one's own"
+_DISTILLING = "distillation is not there yet, nor are its relatives"
 _VISION = "vision models are not there yet"
 _SERVER = "GRPOConfig(use_vllm=True, vllm_mode='server') talks to a vLLM server"
 _SCRIPT = "the command line has it: fastrl {}"
 
+# Trainers of TRL's `experimental` without one here -> what serves instead; by module.
+_EXPERIMENTAL = {
+    "a2po": _RELATIVES,
+    "dppo": _RELATIVES,
+    "gfpo": _RELATIVES,
+    "gmpo": _RELATIVES,
+    "gold": _DISTILLING,
+    "grpo_with_replay_buffer": _RELATIVES,
+    "gspo_token": _RELATIVES,
+    "harbor": _GYMS,
+    "iw_opd": _DISTILLING,
+    "minillm": _DISTILLING,
+    "nemo_gym": _GYMS,
+    "openenv": _GYMS,
+    "openreward": _GYMS,
+    "papo": _RELATIVES,
+    "sdft": _DISTILLING,
+    "sdpo": _DISTILLING,
+    "self_distillation": _DISTILLING,
+    "tpo": "of preference losses DPOTrainer has fifteen (loss_type)",
+}
 # Names that have none here by design -> what serves instead.
 _INSTEAD = {
+    **_EXPERIMENTAL,
     "CallbackHandlerWithRefModel": "trainers tell callbacks of their reference by follow_with",
     "AestheticScorer": "it comes with DDPO's example",
     "ChatArguments": "transformers has it: transformers chat",

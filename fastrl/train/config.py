@@ -101,6 +101,12 @@ class BaseConfig(TrainingArguments):
                 raise ValueError(
                     f"{name}={given!r} has no part in {type(self).__name__} ({why}); leave it out"
                 )
+        plan = self.parallelism_config
+        if plan is not None and (plan.cp_enabled or plan.sp_enabled):
+            raise ValueError(
+                "parallelism_config: rows are not split along their length (context and sequence "
+                "parallelism are not there yet); set cp_size=1 and sp_size=1"
+            )
 
     def _keep_liger_from_the_head(self) -> None:
         """Liger's layers may be used; its loss would take the place of the model's forward."""

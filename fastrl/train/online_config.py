@@ -303,12 +303,6 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
                 f"train_sampling_strategy={order!r} would take groups apart; leave it out, and set "
                 "shuffle_dataset=False for the dataset's own order"
             )
-        plan = self.parallelism_config
-        if plan is not None and (plan.cp_enabled or plan.sp_enabled):
-            raise ValueError(
-                "parallelism_config splits rows along their length, which a batch sampled during "
-                "training cannot be; set cp_size=1 and sp_size=1"
-            )
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size would cut groups of num_generations apart; set it to False "

@@ -124,7 +124,23 @@ MISSING = {
     "from fastrl.trainer.orpo_config import ORPOConfig": "'orpo_config': ORPO is not there yet",
     "from fastrl.experimental.cpo import CPOTrainer": "'cpo': CPO is not there yet",
     "import fastrl.models.modeling_sd_base": "'modeling_sd_base': DDPO is not there yet",
-    "from fastrl.models import OffloadActivations": "activation offloading is not there yet",
+    "from fastrl.models import OffloadActivations": "activation_offloading=True",
+    "from fastrl import AsyncGRPOTrainer": "asynchronous GRPO is not there yet",
+    "import fastrl.experimental.async_grpo": "asynchronous GRPO is not there yet",
+    **{
+        f"import fastrl.experimental.{name}": "none of the relatives of GRPO that are here"
+        for name in ("a2po", "gfpo", "gmpo", "grpo_with_replay_buffer", "gspo_token", "papo")
+    },
+    **{
+        f"import fastrl.experimental.{name}": "distillation is not there yet"
+        for name in ("async_distillation", "gold", "iw_opd", "minillm", "sdft", "sdpo")
+    },
+    **{
+        f"import fastrl.experimental.{name}": "environment_factory"
+        for name in ("harbor", "openenv", "openreward")
+    },
+    "import fastrl.experimental.server_distillation": "distillation is not there yet",
+    "import fastrl.experimental.tpo": "DPOTrainer has fifteen",
     "from fastrl.trainer.utils import add_fused_lm_head": "linear_token_logprobs",
     "from fastrl.core import LengthSamplr": "did you mean 'LengthSampler'",
     "from fastrl import whiten": "fastrl.core has it",

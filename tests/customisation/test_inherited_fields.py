@@ -22,9 +22,11 @@ from typing import Any
 
 import pytest
 import transformers
+from accelerate import ParallelismConfig
 from datasets import Dataset
 from transformers import TrainingArguments
 
+import fastrl
 from tests.algos.offline_parity import making
 from tests.customisation import runs
 
@@ -360,3 +362,11 @@ def test_data_seed_orders_the_prompts_alone(kind):
     assert orders[0] != orders[1] == orders[2]
     if kind == "grpo":
         assert orders[3] == orders[1]
+
+
+@pytest.mark.parametrize("config", [fastrl.SFTConfig, fastrl.GRPOConfig, fastrl.PPOTrainConfig])
+@pytest.mark.parametrize("axis", ["cp_size", "sp_size"])
+def test_rows_are_not_split_along_their_length(tmp_path, config, axis):
+    plan = ParallelismConfig(**{axis: 2})
+    with pytest.raises(ValueError, match=r"parallelism_config.*set cp_size=1 and sp_size=1"):
+        config(str(tmp_path), use_cpu=True, bf16=False, parallelism_config=plan)
