@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -75,6 +76,15 @@ def old_nvcc(toolkit: Path) -> Path:
 
 
 # --- setup.py's decisions, without building ------------------------------------------------------
+
+
+def test_extras_are_trls_and_ours():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    trls = {"test", "peft", "diffusers", "deepspeed", "benchmark", "quantization", "dev"}
+    assert trls | {"liger", "llm_judge", "vllm", "rewards"} <= extras.keys()
+    assert extras["quantization"] == ["bitsandbytes"]
+    assert not set(extras["deepspeed"]) & set(project["dependencies"])
 
 
 def test_setup_imports_no_torch():

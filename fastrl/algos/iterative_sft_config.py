@@ -11,6 +11,8 @@ from fastrl.legacy.fields import accepts_legacy_fields
 from fastrl.legacy.iterative_sft import ITERATIVE_SFT_FIELDS
 from fastrl.train.config import BaseConfig, require_choice
 
+_SAVES_NOTHING = "step() saves nothing; call save_model when you like"
+
 
 @accepts_legacy_fields(ITERATIVE_SFT_FIELDS)
 @dataclass
@@ -29,9 +31,15 @@ class IterativeSFTConfig(BaseConfig):
     _NO_PART: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
         **BaseConfig._NO_PART,
         "auto_find_batch_size": ((False,), "lower per_device_train_batch_size instead"),
+        "dataloader_drop_last": ((False,), "step() learns every row it is given"),
+        "dataloader_num_workers": ((0,), "step() is given its rows"),
         "eval_delay": ((0, None), "evaluate when you like, between two calls of step()"),
         "eval_on_start": ((False,), "call evaluate() before the first step()"),
-        "load_best_model_at_end": ((False,), "step() saves nothing"),
+        "load_best_model_at_end": ((False,), _SAVES_NOTHING),
+        "num_train_epochs": ((3,), "call step() with the rows again"),
+        "save_steps": ((500,), _SAVES_NOTHING),
+        "save_strategy": (("steps", "no"), _SAVES_NOTHING),
+        "save_total_limit": ((None,), _SAVES_NOTHING),
         "torch_empty_cache_steps": ((None,), "optimize_device_cache empties it"),
         "train_sampling_strategy": (("random",), "step() shuffles the rows it is given"),
     }

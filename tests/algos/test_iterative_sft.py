@@ -437,3 +437,21 @@ def test_two_ranks_learn_as_one_and_stop_together(tmp_path):
         )
     assert "holds 64, outside" in second["one_bad"]
     assert "failed on rank 1" in first["one_bad"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"dataloader_drop_last": True},
+        {"dataloader_num_workers": 2},
+        {"num_train_epochs": 1.0},
+        {"save_steps": 10},
+        {"save_strategy": "epoch"},
+        {"save_total_limit": 2},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_fields_that_step_does_not_look_at_are_refused(tmp_path, field):
+    (name,) = field
+    with pytest.raises(ValueError, match=f"{name}=.* has no part in IterativeSFTConfig"):
+        IterativeSFTConfig(str(tmp_path), use_cpu=True, bf16=False, **field)
