@@ -124,7 +124,8 @@ def _as_python_does(words: Sequence[str], is_module: bool) -> None:
 
 
 def _script(path: str, main: ModuleType) -> CodeType:
-    """The code of a file, or of a folder's or archive's `__main__.py`."""
+    """The code of a file, or of a folder's or archive's `__main__.py`; paths become absolute."""
+    path = os.path.join(os.getcwd(), path)  # ".." stays: a link may stand before it
     if os.path.isdir(path) or is_zipfile(path):
         _search_first(path)
         spec = PathFinder.find_spec("__main__", [path])

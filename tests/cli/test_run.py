@@ -78,7 +78,7 @@ def test_a_script_sees_what_python_shows_it(write, tmp_path, monkeypatch):
     write(REPORT, "real/script.py")
     (tmp_path / "link.py").symlink_to(tmp_path / "real" / "script.py")
     seen = report_of(tmp_path, "link.py")
-    assert (seen["file"], seen["argv"][0]) == ("link.py", "link.py")
+    assert (seen["file"], seen["argv"][0]) == (str(tmp_path / "link.py"), "link.py")
     assert seen["first"] == str(tmp_path / "real")  # python follows links
     assert (seen["package"], seen["spec"]) == (None, None)
 
@@ -104,10 +104,22 @@ def test_a_module_is_run_from_the_working_directory(write, tmp_path, monkeypatch
         sys.modules.pop(name, None)
 
 
-def test_folders_and_archives(write, tmp_path):
+def test_the_path_of_a_script_outlives_a_change_of_folder(write, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    write(
+        "import os\nos.chdir('elsewhere')\nassert os.path.isfile(__file__)\nf = lambda: 1\n"
+        "assert os.path.isfile(f.__code__.co_filename) and os.path.isfile(__loader__.path)\n"
+    )
+    assert run.run(["./script.py"]) == 0
+
+
+def test_folders_and_archives(write, tmp_path, monkeypatch):
     folder = str(Path(write(REPORT, "folder/__main__.py")).parent)
-    seen = report_of(tmp_path, folder)
-    assert (seen["first"], seen["argv"][0], seen["spec"]) == (folder, folder, "__main__")
+    monkeypatch.chdir(tmp_path)
+    seen = report_of(tmp_path, "folder")
+    assert (seen["first"], seen["argv"][0], seen["spec"]) == (folder, "folder", "__main__")
+    assert seen["file"] == os.path.join(folder, "__main__.py")
     archive = str(tmp_path / "archive.zip")
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("__main__.py", REPORT)
@@ -187,7 +199,7 @@ def test_an_excepthook_of_the_scripts_own_is_used(write):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["nowhere.py"], 2, "can't open file 'nowhere.py'"),
+        (["nowhere.py"], 2, "nowhere.py': [Errno 2]"),
         (["-m", "no_such_module_here"], 1, "no module named no_such_module_here"),
         (["-m", "no_such_package.inner"], 1, "No module named 'no_such_package'"),
         (["-m", "fastrl.models"], 1, "no module named fastrl.models.__main__"),
