@@ -74,7 +74,8 @@ $(DEEPSPEED_READY): constraints.txt | $(READY)
 	@touch $@
 
 test-deepspeed: $(DEEPSPEED_READY)
-	$(DEEPSPEED)/bin/python -m pytest tests/distributed -q -k zero --durations=5
+	$(DEEPSPEED)/bin/python -m pytest tests/distributed \
+	  tests/examples/test_launch_configs.py -q -k "zero or deepspeed_num_gpus" --durations=5
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -209,6 +210,69 @@ def test_accelerate_launch_with_fsdp_flags(launched):
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
+def test_accelerate_config_s_file_is_what_launch_takes(launched, tmp_path):
+    from accelerate.commands.config.default import write_basic_config
+
+    written = write_basic_config(mixed_precision="no", save_location=str(tmp_path / "config.yaml"))
+    kind, args, _ = launched("--config_file", str(written), "examples/scripts/ppo.py")
+    assert kind == "simple" and args.training_script == "examples/scripts/ppo.py"
+    assert yaml.safe_load(written.read_text())["distributed_type"] == "NO"
+
+
+@pytest.mark.parametrize("script", ["your_script.py", "examples/scripts/ppo.py"])
+def test_accelerate_launch_alone(launched, monkeypatch, script):
+    monkeypatch.setattr(launch, "default_config_file", "there is none")
+    kind, args, _ = launched(script)
+    assert (kind, args.training_script, args.training_script_args) == ("simple", script, [])
+
+
+def test_deepspeed_config_by_its_flags(launched):
+    named = "examples/deepspeed_configs/ds_zero3_config.json"
+    words = ["--use_deepspeed", "--deepspeed_config_file", named, "--num_processes", "2"]
+    kind, args, environment = launched(*words, "examples/scripts/sft.py", "--max_steps", "1")
+    assert (kind, args.training_script_args) == ("deepspeed", ["--max_steps", "1"])
+    assert environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == named
+
+
+GLUE = (
+    "--model_name_or_path google-bert/bert-base-cased --task_name mrpc --do_train --do_eval "
+    "--max_seq_length 128 --per_device_train_batch_size 16 --learning_rate 5e-5 "
+    "--num_train_epochs 3 --output_dir out/mrpc/ --overwrite_output_dir"
+)
+
+
+@dataclasses.dataclass
+class GlueArguments:
+    """What such a script adds to the trainer's arguments."""
+
+    model_name_or_path: str
+    task_name: str | None = None
+    max_seq_length: int = 64
+
+
+@pytest.mark.filterwarnings("ignore:HfArgumentParser, old flags:FutureWarning")
+@pytest.mark.parametrize("flags", [[], ["--num_processes=2", "--use_fsdp"]])
+def test_run_glue_by_accelerate_launch(launched, monkeypatch, flags):
+    """The Trainer guide's line: the launcher passes the words on, and old arguments read them."""
+    from transformers import HfArgumentParser, TrainingArguments
+
+    from fastrl.compat.transformers_patch import patch_transformers, restore_transformers
+
+    monkeypatch.setattr(launch, "default_config_file", "there is none")
+    _, args, _ = launched(*flags, "./run_glue.py", *GLUE.split())
+    assert args.training_script_args == GLUE.split()
+    patch_transformers()
+    try:
+        parser = HfArgumentParser((GlueArguments, TrainingArguments))
+        own, training = parser.parse_args_into_dataclasses(args.training_script_args)
+    finally:
+        restore_transformers()
+    assert (own.model_name_or_path, own.task_name) == ("google-bert/bert-base-cased", "mrpc")
+    assert own.max_seq_length == 128 and training.output_dir == "out/mrpc/"
+    assert (training.learning_rate, training.num_train_epochs) == (5e-5, 3)
+    assert training.do_train and training.do_eval
+
+
 def test_torch_distributed_launch_gives_the_script_a_local_rank():
     """Without --use-env it appends the flag, which test_script_flags has the scripts take."""
     from torch.distributed.launch import parse_args
@@ -270,15 +334,17 @@ def test_the_ppo_script_on_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_import_with_no_visible_gpu_opens_no_context(tmp_path):
+@pytest.mark.parametrize("visible", ["", "2,0"])
+def test_import_opens_no_context_whatever_gpus_are_visible(tmp_path, visible):
     script = tmp_path / "script.py"
     script.write_text(
         "import torch, fastrl\n"
         "from fastrl import PPOTrainer, SFTTrainer, GRPOTrainer\n"
-        "assert not torch.cuda.is_initialized() and not torch.cuda.is_available()\n"
+        "assert not torch.cuda.is_initialized()\n"
         "logits = torch.zeros(2, 3, 5, requires_grad=True)\n"
         "logp, entropy = fastrl.ops.token_logprobs(logits, torch.zeros(2, 3, dtype=torch.long))\n"
         "print(round(float(logp.exp().sum()), 4))\n"
     )
-    done = run([sys.executable, str(script)], CUDA_VISIBLE_DEVICES="")
+    order = "FASTEST_FIRST" if visible else "PCI_BUS_ID"
+    done = run([sys.executable, str(script)], CUDA_VISIBLE_DEVICES=visible, CUDA_DEVICE_ORDER=order)
     assert done.stdout.strip() == "1.2", done.stderr[-3000:]  # six times 1/5
