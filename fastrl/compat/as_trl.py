@@ -29,6 +29,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import fastrl
+from fastrl.compat.finder import refuse
 from fastrl.legacy.generation import pinned
 
 _STARTUP = str(Path(__file__).parent / "startup")
@@ -103,15 +104,20 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The specification of fastrl's module under the name asked for, or None."""
+        """The specification of fastrl's module under the name asked for, or None.
+
+        Raises:
+            ImportError: while importing, for a name that is not here: the message says what to
+                use.
+        """
         if fullname != "trl" and not fullname.startswith("trl."):
             return None
         twin = _twin(fullname)
         found = importlib.util.find_spec(twin)
         if found is None:
-            # `importlib.util.find_spec` only asks; an import may have an error that explains.
+            # `importlib.util.find_spec` only asks; an import gets an error that explains.
             if sys._getframe(2).f_code.co_name != "find_spec":
-                _raise_explained(twin)
+                refuse("trl", fullname.removeprefix("trl."), sys._getframe(2))
             return None
         below = found.submodule_search_locations
         spec = ModuleSpec(fullname, _Alias(twin), origin=found.origin, is_package=below is not None)
@@ -127,15 +133,6 @@ class _Finder(MetaPathFinder):
         name = getattr(context, "name", None)
         if name is None or name.lower() == "trl":
             yield TrlDistribution()
-
-
-def _raise_explained(twin: str) -> None:
-    """Let the error out that says more than "no module of this name"."""
-    try:
-        importlib.import_module(twin)
-    except ModuleNotFoundError as error:
-        if error.name != twin:
-            raise
 
 
 def _installed() -> _Finder | None:

@@ -136,7 +136,7 @@ class Finder(MetaPathFinder):
         if module in MODULES:
             return self._extended(real, module) if real else self._virtual(fullname, module)
         if real is None and sys._getframe(2).f_code.co_name != "find_spec":  # importlib.util's
-            self._refuse(module, _wants_a_name(sys._getframe(2)))
+            refuse(self.root, module, sys._getframe(2))
         return real
 
     def _virtual(self, fullname: str, module: str) -> ModuleSpec:
@@ -148,17 +148,27 @@ class Finder(MetaPathFinder):
             real.loader = _Extended(real.origin, self.root, module)
         return real
 
-    def _refuse(self, module: str, as_name: bool) -> None:
-        """Raise for what a module of TRL's lacks; what is below others is none of our affair."""
-        parent, _, name = module.rpartition(".")
-        if parent and parent not in MODULES:
-            return
-        said = explain(self.root, parent, name)
-        if as_name:
-            # An error that named the missing module would be taken for one that does not matter.
-            raise ImportError(said, name=_dotted(self.root, parent))
-        full = _dotted(self.root, module)
-        raise ModuleNotFoundError(f"No module named {full!r}: {said}", name=full)
+
+def refuse(root: str, module: str, importing: FrameType) -> None:
+    """Raise for what a module of TRL's lacks; what is below others is none of our affair.
+
+    Args:
+        root: the package under which it was asked for: "fastrl", or "trl" where fastrl answers it.
+        module: path below the root of what was not found.
+        importing: the frame of the import system that called the finder's caller.
+
+    Raises:
+        ImportError: the message says what to use.
+    """
+    parent, _, name = module.rpartition(".")
+    if parent and parent not in MODULES:
+        return
+    said = explain(root, parent, name)
+    if _wants_a_name(importing):
+        # An error that named the missing module would be taken for one that does not matter.
+        raise ImportError(said, name=_dotted(root, parent))
+    full = _dotted(root, module)
+    raise ModuleNotFoundError(f"No module named {full!r}: {said}", name=full)
 
 
 def _wants_a_name(frame: FrameType | None) -> bool:

@@ -17,7 +17,7 @@ import pytest
 from packaging.version import Version
 
 import fastrl
-from fastrl.compat import as_trl
+from fastrl.compat import as_trl, missing
 from fastrl.compat.as_trl import install_as_trl, uninstall_as_trl
 
 
@@ -76,10 +76,33 @@ def test_names_that_are_not_there(trl):
         from trl.core import LengthSample  # noqa: F401
     with pytest.raises(ImportError, match="Nope"):
         from trl import Nope  # noqa: F401
-    with pytest.raises(ModuleNotFoundError, match="nope"):
+    with pytest.raises(ModuleNotFoundError, match="module 'trl' has no attribute 'nope'"):
         import trl.nope
     assert not hasattr(trl, "nope")
     assert importlib.util.find_spec("trl.nope") is None
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "said"),
+    [
+        ("from trl import {0}", ImportError, "module 'trl' has no attribute '{0}': {2}"),
+        ("import trl.{1}", ModuleNotFoundError, "'trl.{1}': module 'trl' has no .* '{1}': {2}"),
+        (
+            "import trl.trainer.{1}",
+            ModuleNotFoundError,
+            "'trl.trainer.{1}': module 'trl.trainer' has no attribute '{1}': {2}",
+        ),
+        ("from trl.trainer.{1} import {0}", ModuleNotFoundError, "'trl.trainer.{1}': .*: {2}"),
+    ],
+)
+def test_names_that_are_not_there_yet_are_explained(trl, monkeypatch, line, kind, said):
+    names = ("WaitTrainer", "wait_trainer", "Waiting is not there yet")
+    monkeypatch.setitem(missing._LATER, "Wait", "Waiting")
+    monkeypatch.setitem(missing._LATER_MODULES, "wait", "Waiting")
+    with pytest.raises(ImportError, match=said.format(*names)) as error:
+        exec(line.format(*names), {})
+    assert type(error.value) is kind
+    assert error.value.name == {ImportError: "trl"}.get(kind, line.format(*names).split()[1])
 
 
 # --- what is asked about a package ---------------------------------------------------------------
