@@ -22,31 +22,36 @@ def run(options: argparse.Namespace) -> int:
     """Migrate each file; what cannot be rewritten goes to stderr, with its line in the old file.
 
     Returns:
-        0, or 2 if a file cannot be read or is no Python (the others are done).
+        0, or 2 if a file cannot be read, rewritten or written (the others are done).
     """
-    from fastrl.compat.migration import migrate
-
     status = 0
     for path in options.scripts:
         try:
-            raw = path.read_bytes()
-            encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
-            source = raw.decode(encoding)
-            migrated = migrate(source)
-        except (OSError, SyntaxError, UnicodeDecodeError) as error:
-            print(f"fastrl migrate: {path}: {error}", file=sys.stderr)
+            _migrate_file(path, options.write)
+        except Exception as error:  # whatever it is, the other files are to be done
+            known = isinstance(error, OSError | SyntaxError | UnicodeDecodeError)
+            said = error if known else f"not rewritten, {type(error).__name__}: {error}"
+            print(f"fastrl migrate: {path}: {said}", file=sys.stderr)
             status = 2
-            continue
-        for line, text in migrated.notes:
-            print(f"{path}:{line}: {text}", file=sys.stderr)
-        if migrated.source == source:
-            print(f"{path}: nothing to change", file=sys.stderr)
-        elif options.write:
-            path.write_bytes(migrated.source.encode(encoding))
-            print(f"{path}: rewritten", file=sys.stderr)
-        else:
-            _show(path, source, migrated.source)
     return status
+
+
+def _migrate_file(path: Path, write: bool) -> None:
+    from fastrl.compat.migration import migrate
+
+    raw = path.read_bytes()
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+    source = raw.decode(encoding)
+    migrated = migrate(source)
+    for line, text in migrated.notes:
+        print(f"{path}:{line}: {text}", file=sys.stderr)
+    if migrated.source == source:
+        print(f"{path}: nothing to change", file=sys.stderr)
+    elif write:
+        path.write_bytes(migrated.source.encode(encoding))
+        print(f"{path}: rewritten", file=sys.stderr)
+    else:
+        _show(path, source, migrated.source)
 
 
 def _show(path: Path, before: str, after: str) -> None:

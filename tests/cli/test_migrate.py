@@ -273,6 +273,8 @@ def test_calls_that_are_not_understood_stay(source, note):
         ("logging_dir='x'", "logging_dir= is left out, it has no effect"),
         ("past_index=3", "no longer takes past_index=: memory across batches is gone"),
         ("warmup_ratio=share", "warmup_ratio= is warmup_steps= with a number below 1"),
+        ("warmup_ratio=10", "warmup_ratio=10: it is a share of all steps, from 0 to 1"),
+        ("warmup_ratio='a'", "warmup_ratio= is warmup_steps= with a number below 1 ('<=' not"),
         ("eval_strategy='no', evaluation_strategy='no'", "eval_strategy= and its old name"),
     ],
 )
@@ -489,6 +491,24 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     shown = capsys.readouterr()
     assert f"{missing}: [Errno 2]" in shown.err and f"{broken}: invalid syntax" in shown.err
     assert "+import fastrl" in shown.out
+
+
+def test_a_file_that_fails_leaves_the_others_done(tmp_path, capsys, monkeypatch):
+    from fastrl.compat import migration
+
+    def fail_at_boo(source):
+        assert "boo" not in source, "no boo"
+        return migrate(source)
+
+    monkeypatch.setattr(migration, "migrate", fail_at_boo)
+    bad, fine = tmp_path / "bad.py", tmp_path / "fine.py"
+    bad.write_text("boo\n")
+    fine.write_text("import trl\n")
+    assert main(["migrate", "--write", str(bad), str(fine)]) == 2
+    assert (
+        f"fastrl migrate: {bad}: not rewritten, AssertionError: no boo" in capsys.readouterr().err
+    )
+    assert (bad.read_text(), fine.read_text()) == ("boo\n", "import fastrl\n")
 
 
 # --- both ways of running a script ---------------------------------------------------------------

@@ -116,7 +116,11 @@ class Plan:
                 else:
                     self.rename(name, new)
             case Converted(into, hint, yields):
-                fields = {} if value is UNKNOWN else into(value)
+                try:
+                    fields = {} if value is UNKNOWN else into(value)
+                except (TypeError, ValueError) as error:
+                    self.text.note(keyword, f"{owner}: {name}= is {hint} ({error})")
+                    return
                 clash = fields.keys() & self.given.keys()
                 if value is UNKNOWN or (clash and not yields):
                     self.text.note(keyword, f"{owner}: {name}= is {hint}")
