@@ -36,7 +36,9 @@ def _trackers(name: Any) -> dict[str, Any]:
     return {"report_to": "none" if str(name).lower() == "none" else name}
 
 
-def _precision(kind: str) -> dict[str, Any]:
+def _precision(kind: str | bool) -> dict[str, Any]:
+    if kind is False:
+        kind = "no"  # which YAML reads as False
     if kind not in ("no", "fp16", "bf16"):
         raise ValueError(f"mixed_precision={kind}: it is no, fp16 or bf16")
     return {"fp16": kind == "fp16", "bf16": kind == "bf16"}

@@ -357,6 +357,14 @@ def test_flags_that_cannot_be_honoured_say_what_to_write(read, capsys, script, l
     assert message in capsys.readouterr().err
 
 
+def test_no_mixed_precision_by_flag_and_by_file(read, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("mixed_precision: no\n")
+    for words in ("--mixed_precision no", "--mixed_precision=no", f"--config {file}"):
+        found, _ = read("sft", f"{SFT}{words}")
+        assert (found["bf16"], found["fp16"]) == (False, False)
+
+
 def test_defaults_of_old_flags_are_said(read, capsys):
     read("sft", "--model_name gpt2")
     assert "--per_device_train_batch_size 64" in capsys.readouterr().err
