@@ -374,4 +374,4 @@ def _require_trackers(wanted: Any, found: list[Any]) -> None:
     for tracker in wanted if isinstance(wanted, list | tuple) else [wanted]:
         name = str(tracker)
         if isinstance(tracker, str | LoggerType) and name not in there | {"all"}:
-            raise ImportError(f"log_with={name!r} needs the package {name}, which is not installed")
+            raise ImportError(f"log_with={name!r} needs the package {name}: pip install {name}")
