@@ -71,7 +71,12 @@ RLOO = LegacyInit(
     first="0.11",
 )
 
-RLOO_DEFAULTS = defaults_of(max_completion_length=53, num_iterations=4, temperature=0.7)
+RLOO_DEFAULTS = defaults_of(
+    logging_steps=1,  # its loop logged every update, whatever was set
+    max_completion_length=53,
+    num_iterations=4,
+    temperature=0.7,
+)
 
 RLOO_FIELDS: Table = {
     **_BOTH,

@@ -32,7 +32,7 @@ class SFTScriptArguments:
 class RewardScriptArguments:
     """Options of the reward script in TRL 0.9 to 0.11."""
 
-    dataset_name: str | None = field(default=None, metadata=_DATASET)
+    dataset_name: str = field(default="trl-lib/ultrafeedback_binarized", metadata=_DATASET)
     dataset_train_split: str = field(default="train", metadata=_TRAIN)
     dataset_test_split: str = field(default="test", metadata=_TEST)
     config: str | None = field(default=None, metadata=_CONFIG)

@@ -395,7 +395,7 @@ def test_defaults_of_configs_by_the_pin(name):
         then = cls("out", **QUIET)
         for field, value in (OLD[name] | TRAINING).items():
             assert getattr(then, field) == value, field
-        assert then.logging_steps == (1 if name == "PPOv2Config" else 500)
+        assert then.logging_steps == (1 if name in ("PPOv2Config", "RLOOConfig") else 500)
         given = cls("out", learning_rate=0.5, **QUIET)  # what is given is what it is
         assert given.learning_rate == 0.5
         assert dataclasses.replace(today) == today  # nor does a copy change
@@ -617,6 +617,12 @@ def test_trl_parser_of_0_11(tmp_path):
     script, training = modern.parse_args_and_config([*out, flag])
     assert script.gradient_checkpointing_use_reentrant is True
     assert training.gradient_checkpointing_kwargs == {"use_reentrant": True}
+
+
+def test_reward_script_arguments_name_the_dataset_of_0_11():
+    from fastrl.commands.cli_utils import RewardScriptArguments
+
+    assert RewardScriptArguments().dataset_name == "trl-lib/ultrafeedback_binarized"
 
 
 def test_create_model_card_by_the_class():
