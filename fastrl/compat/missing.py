@@ -54,6 +54,8 @@ _DISTILLING = "distillation is not there yet, nor are its relatives"
 _VISION = "vision models are not there yet"
 _SERVER = "GRPOConfig(use_vllm=True, vllm_mode='server') talks to a vLLM server"
 _SCRIPT = "the command line has it: fastrl {}"
+_FEWER_ACTIVATIONS = "gradient_checkpointing=True saves memory"
+_SCORER = "it comes with DDPO's example"
 
 # Trainers of TRL's `experimental` without one here -> what serves instead; by module.
 _EXPERIMENTAL = {
@@ -80,7 +82,7 @@ _EXPERIMENTAL = {
 _INSTEAD = {
     **_EXPERIMENTAL,
     "CallbackHandlerWithRefModel": "trainers tell callbacks of their reference by follow_with",
-    "AestheticScorer": "it comes with DDPO's example",
+    "AestheticScorer": _SCORER,
     "ChatArguments": "transformers has it: transformers chat",
     "ChunkedDivergenceFunction": _LOGITS,
     "ChunkedLogProbFunction": _LOGITS,
@@ -100,7 +102,7 @@ _INSTEAD = {
     "add_fused_lm_head": _LOGITS,
     "add_hooks": _HOOKS,
     "dft_loss": "SFTConfig(loss_type='dft') trains with it",
-    "enable_selective_activation_checkpointing": "gradient_checkpointing=True saves memory",
+    "enable_selective_activation_checkpointing": _FEWER_ACTIVATIONS,
     "forward_masked_logits": _LOGITS,
     "get_act_offloading_ctx_manager": _OFFLOADING,
     "maybe_gather_lm_head_ctx": _LOGITS,
@@ -108,6 +110,15 @@ _INSTEAD = {
     "remove_hooks": _HOOKS,
     "split_pixel_values_by_grid": _VISION,
     "unsplit_pixel_values_by_grid": _VISION,
+    # Modules that have none here.
+    "activation_offloading": _OFFLOADING,
+    "auxiliary_modules": _SCORER,
+    "distributed": "trainer.accelerator.distributed_type says how processes share the work",
+    "env": _SCRIPT.format("env"),
+    "generation": _SERVER,
+    "selective_activation_checkpointing": _FEWER_ACTIVATIONS,
+    "vllm_client": _SERVER,
+    "vllm_generation": _SERVER,
 }
 
 

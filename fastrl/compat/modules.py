@@ -128,6 +128,8 @@ _PATHS: dict[str, str] = {
     "experimental.judges": _JUDGES,
     "experimental.judges.judges": _JUDGES,
     "experimental.kto": "KTOConfig KTOTrainer",
+    "experimental.kto.kto_config": "KTOConfig",
+    "experimental.kto.kto_trainer": "KTOTrainer",
     "experimental.merge_model_callback": "MergeConfig MergeModelCallback merge_models",
     "experimental.online_dpo": "OnlineDPOConfig OnlineDPOTrainer",
     "experimental.online_dpo.online_dpo_config": "OnlineDPOConfig",
