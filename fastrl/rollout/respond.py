@@ -28,11 +28,12 @@ def respond_to_batch(
     """Draw `txt_len` tokens after each prompt; an end-of-sequence token ends nothing.
 
     The engine answers, with each token fed once; a model that it cannot serve, which may be any
-    function of ids (B, T) whose first output is logits (B, T, V), is fed all tokens at each step.
+    `nn.Module` that takes ids (B, T) and whose first output is logits (B, T, V), is fed all
+    tokens at each step.
     Both are in evaluation mode meanwhile and keep no gradient. Draws follow torch's seed.
 
     Args:
-        model: a causal language model, with a value head or not.
+        model: a causal language model, with a value head or not, or another module as above.
         queries: (B, L) int64, or B tensors (L,); padding among them would count as tokens.
         txt_len: tokens drawn, at least 1.
         top_k, top_p: only the k most probable tokens are drawn, and of those the most probable
@@ -42,9 +43,15 @@ def respond_to_batch(
         (B, txt_len) int64.
 
     Raises:
-        ValueError: for prompts of unequal length or none, ids the model does not embed, more tokens
-            than it has positions for, or a txt_len, top_k or top_p out of range.
+        ValueError: for a model that is no module, prompts of unequal length or none, ids the model
+            does not embed, more tokens than it has positions for, or a txt_len, top_k or top_p out
+            of range.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model must be an nn.Module, got {type(model).__name__}; a function fits in the "
+            "forward of one"
+        )
     ids = _checked(queries, txt_len)
     sampling = Sampling(top_k=top_k, top_p=top_p)
     seeds = [each[0] for each in row_seeds(None, len(ids), 1)]

@@ -55,7 +55,7 @@ class Ladder(nn.Module):
         return (logits,)
 
 
-def test_any_function_of_ids_answers_and_the_filters_hold():
+def test_any_module_of_ids_answers_and_the_filters_hold():
     torch.manual_seed(0)
     ladder, modes = Ladder().train(), []
     ladder.register_forward_hook(lambda module, *_: modes.append(module.training))
@@ -70,6 +70,11 @@ def test_any_function_of_ids_answers_and_the_filters_hold():
         assert respond_to_batch(Ladder(), start[:9], 3, **filters).unique(dim=0).tolist() == [
             [2, 3, 4]
         ]
+
+
+def test_a_model_that_is_no_module_is_refused():
+    with pytest.raises(ValueError, match=r"model must be an nn\.Module, got function"):
+        respond_to_batch(lambda ids: Ladder()(ids), QUERIES)
 
 
 def test_draws_follow_torchs_seed_on_both_ways(tiny, monkeypatch):
