@@ -151,6 +151,7 @@ def masked_mean(
         mask: a shape that broadcasts to it, bool, 0/1 or weights.
         axis: dimension(s) of the mean; None: all.
     """
+    values, mask = torch.broadcast_tensors(values, mask)
     counted = torch.where(mask == 0, 0.0, values * mask)
     if axis is None:
         return counted.sum() / mask.sum()
@@ -167,6 +168,7 @@ def masked_var(values: torch.Tensor, mask: torch.Tensor, unbiased: bool = True) 
     Raises:
         ValueError: the mask counts nothing and the variance is to be unbiased.
     """
+    values, mask = torch.broadcast_tensors(values, mask)
     values = torch.where(mask == 0, 0.0, values)
     spread = masked_mean((values - masked_mean(values, mask)).square(), mask)
     if not unbiased:
@@ -333,11 +335,18 @@ def nanstd(
 
 
 def get_exp_cap(value: torch.Tensor, decimal: int = 4) -> torch.Tensor:
-    """(1,), the largest x of the value's dtype whose exp is finite, rounded down to `decimal`."""
-    largest = torch.full((1,), torch.finfo(value.dtype).max, dtype=value.dtype).log()
-    scale = 10**decimal
-    cap = torch.floor(largest * scale) / scale if decimal > 0 else largest
-    return cap.to(value.device)
+    """(1,), the largest x of the value's dtype whose exp is finite, cut to `decimal` digits.
+
+    Digits that the dtype does not tell apart are rounded, never beyond what is finite.
+    """
+    numbers = torch.finfo(value.dtype)
+    largest = math.log(numbers.max)
+    cap = math.floor(largest * 10**decimal) / 10**decimal if decimal > 0 else largest
+    found = torch.tensor([cap], dtype=value.dtype)
+    if found.item() > largest:  # the nearest number lies above: take the one below
+        gap = numbers.eps * 2.0 ** (math.frexp(largest)[1] - 1)
+        found = torch.tensor([math.floor(largest / gap) * gap], dtype=value.dtype)
+    return found.to(value.device)
 
 
 def cap_exp(value: torch.Tensor, cap: float | torch.Tensor = -1) -> torch.Tensor:

@@ -133,6 +133,23 @@ def test_masked_moments_on_paper():
     assert classic.masked_var(VALUES, MASK, unbiased=False).item() == pytest.approx(14 / 9)
 
 
+def test_masks_of_masked_moments_broadcast():
+    values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 6.0, 8.0]])
+    for mask, axes in (
+        (torch.tensor([1, 1, 0]), ([2.5, 4.0, NAN], [1.5, 5.0])),
+        (torch.tensor([[1], [0]]), ([1.0, 2.0, 3.0], [2.0, NAN])),
+    ):
+        whole = mask.expand(2, 3)
+        counted = values[whole.bool()]
+        assert classic.masked_mean(values, mask).item() == pytest.approx(counted.mean().item())
+        for axis, expected in enumerate(axes):
+            found = classic.masked_mean(values, mask, axis=axis).tolist()
+            assert found == pytest.approx(expected, nan_ok=True)
+        for unbiased in (True, False):
+            expected = counted.var(unbiased=unbiased).item()
+            assert classic.masked_var(values, mask, unbiased).item() == pytest.approx(expected)
+
+
 def test_masked_moments_at_the_edges():
     one = torch.tensor([[0, 0, 0], [1, 0, 0]])
     assert classic.masked_mean(VALUES, torch.zeros_like(MASK)).isnan()
@@ -234,6 +251,19 @@ def test_cap_exp_does_not_overflow():
     assert classic.cap_exp(torch.tensor([3.0, 0.0]), cap=2).tolist() == pytest.approx(
         [math.exp(2), 1]
     )
+
+
+@pytest.mark.parametrize("decimal", [0, 4, 7])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
+def test_the_cap_is_the_last_whose_exp_is_finite(dtype, decimal):
+    cap = classic.get_exp_cap(torch.zeros(1, dtype=dtype), decimal)
+    assert cap.dtype == dtype and cap.shape == (1,)
+    assert cap.exp().isfinite().all()
+    lost = 10.0**-decimal if decimal else 0.0
+    following = cap.double() * (1 + torch.finfo(dtype).eps) + lost
+    assert (following > math.log(torch.finfo(dtype).max)).all()
 
 
 def test_entropy_of_a_slice_copies_no_logits(monkeypatch):
