@@ -25,7 +25,7 @@ class PerPromptStatTracker:
 
     def update(self, prompts: Sequence[str], rewards: Sequence[float]) -> np.ndarray:
         """Take in a batch; returns its advantages (B,), (reward - mean) / (deviation + 1e-6)."""
-        names, values = np.array(prompts), np.array(rewards)
+        names, values = np.array(prompts), np.asarray(rewards, dtype=float)
         advantages = np.empty_like(values)
         for prompt in np.unique(names):
             own = names == prompt

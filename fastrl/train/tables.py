@@ -25,10 +25,13 @@ def print_rich_table(df: Any) -> None:
     _require_rich("print_rich_table")
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # as it is: in a str [brackets] are markup
 
-    table = Table(*(str(name) for name in df.columns), show_lines=True)
+    table = Table(show_lines=True)
+    for name in df.columns:
+        table.add_column(Text(str(name)))
     for row in df.itertuples(index=False):
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     Console().print(table)
 
 
@@ -59,6 +62,7 @@ def print_prompt_completions_sample(
     from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table
+    from rich.text import Text
 
     if num_samples is not None and num_samples <= 0:
         return
@@ -70,7 +74,9 @@ def print_prompt_completions_sample(
     texts = {"Prompt": prompts, "Completion": completions}
     more = dict(extra or {})
     for name in (*texts, *numbers, *more):
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+        table.add_column(
+            Text(name), justify="right" if name in numbers else "left", overflow="fold"
+        )
     for row in rows:
         cells = [readable(column[row]) for column in texts.values()]
         cells += [f"{column[row]:.2f}" for column in numbers.values()]

@@ -72,6 +72,13 @@ def test_per_prompt_statistics_on_paper():
     assert stats["b"]["count"] == 1
 
 
+def test_advantages_of_whole_numbers_are_not_cut():
+    whole = PerPromptStatTracker(8, 2).update(["a", "a", "b"], [1, 0, 3])
+    # "a" has mean 1/2 and deviation 1/2; "b" is compared with all: mean 4/3, deviation sqrt(14/9).
+    expected = [1, -1, (3 - 4 / 3) / (14 / 9) ** 0.5]
+    assert whole.tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_dicts_are_split_into_equal_parts():
     columns = {"x": torch.arange(6), "y": None, "z": torch.tensor(7), "w": list("abcdef")}
     parts = split_tensor_dict(columns, 3)
@@ -212,6 +219,16 @@ def test_tables_are_printed(capsys, monkeypatch):
     assert "Advantage" not in shown and ("The sky" in shown) != ("hello" in shown)
     tables.print_prompt_completions_sample(*columns, 1, num_samples=0)
     assert capsys.readouterr().out == ""
+
+
+def test_brackets_in_tables_are_no_markup(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    tables.print_rich_table(pd.DataFrame({"[b]head": ["x [/INST] y", "[red]z"]}))
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("[b]head", "x [/INST] y", "[red]z"))
+    tables.print_prompt_completions_sample(["[/p]"], ["[/c]"], {"[/r]": [1.0]}, None, 1)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("[/p]", "[/c]", "[/r]"))
 
 
 def test_tables_without_rich(monkeypatch):
