@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from transformers.hf_argparser import string_to_bool
+
+from fastrl.legacy.generation import pinned
 
 
 def names_in(words: Iterable[str]) -> set[str]:
@@ -47,7 +50,7 @@ def take_shared(types: Iterable[type], words: Sequence[str]) -> tuple[list[str],
     """(the words without those flags, what they say).
 
     Raises:
-        ArgumentTypeError: a flag's value means neither yes nor no.
+        ValueError: a flag's value means neither yes nor no.
     """
     wanted = shared_names(types)
     rest: list[str] = []
@@ -63,7 +66,10 @@ def take_shared(types: Iterable[type], words: Sequence[str]) -> tuple[list[str],
         if not equals and place < len(words) and not words[place].startswith("-"):
             value = words[place]
             place += 1
-        values[name] = string_to_bool(value) if value else True
+        try:
+            values[name] = string_to_bool(value) if value else True
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"--{name}: {error}") from None
     return rest, values
 
 
@@ -85,6 +91,33 @@ def share(filled: Sequence[Any], values: dict[str, bool]) -> None:
                 other.gradient_checkpointing_kwargs = {"use_reentrant": reentrant}
 
 
+def pin_defaults(parser: Any) -> None:
+    """Give the flags the defaults of the generation that is pinned, as the constructors would.
+
+    Flags that have got another default since, of the program or of a file, keep it.
+
+    Args:
+        parser: a `transformers.HfArgumentParser`; what is pinned may change between two calls.
+    """
+    now, before = pinned() or "1", vars(parser).get("_generation", "1")
+    if now == before:
+        return
+    parser._generation = now
+    actions: dict[str, argparse.Action] = {}
+    for action in parser._actions:
+        actions.setdefault(action.dest, action)  # the second, --no_x, has a default that is unused
+    for each in parser.dataclass_types:
+        maker = next(c for c in each.__mro__ if "__init__" in vars(c))
+        tables = vars(maker).get("_was_defaults", {})
+        was, then = tables.get(before, {}), tables.get(now, {})
+        for field in dataclasses.fields(each):
+            name = field.name
+            if name not in was.keys() | then.keys() or name in parser._defaults:
+                continue
+            if actions[name].default == was.get(name, field.default):
+                actions[name].default = then.get(name, field.default)
+
+
 def fill(parser: Any, parse: Callable[[Any, list[str]], Any], words: Sequence[str]) -> Any:
     """Fill a parser's dataclasses, each in the form that the flags are of.
 
@@ -94,9 +127,11 @@ def fill(parser: Any, parse: Callable[[Any, list[str]], Any], words: Sequence[st
         parse: how this parser, or that one, fills from words.
         words: the command line.
     """
+    pin_defaults(parser)
     types = in_form(parser.dataclass_types, names_in(words))
     if types != list(parser.dataclass_types):
         parser = type(parser)(types, **vars(parser).get("_options", {}))
+        pin_defaults(parser)
     rest, values = take_shared(types, words)
     filled = parse(parser, rest)
     share(filled, values)

@@ -109,7 +109,7 @@ class TrlParser(HfArgumentParser):
 
         Raises:
             ValueError: an unknown flag or key (with the closest known one), a file that is no
-                mapping.
+                mapping, a switch of two dataclasses that is neither on nor off.
         """
         reader = self._in_form(args)
         if reader is not self:
@@ -158,14 +158,19 @@ class TrlParser(HfArgumentParser):
         """What neither dataclass takes: (the file's, as `--key value`; the command line's).
 
         Sets the file's environment variables and defaults, and fills nothing.
+
+        Raises:
+            ValueError: as `parse_args_and_config`, but for what is unknown.
         """
         words, unknown, _, _ = self._read(args)
+        words, _ = flags.take_shared(self.dataclass_types, words)
         return unknown, self.parse_known_args(words)[1]
 
     def _read(
         self, args: Iterable[str] | None
     ) -> tuple[list[str], list[str], Path | None, list[str]]:
         """(words without --config, unknown ones of the file, the file, old spellings met)."""
+        flags.pin_defaults(self)
         words, path = _take_config(list(sys.argv[1:] if args is None else args))
         words, told = self._modern_words(words)
         if path is None:
@@ -181,6 +186,7 @@ class TrlParser(HfArgumentParser):
         Returns:
             the values that no argument takes, as `--key value` strings.
         """
+        flags.pin_defaults(self)  # before, as they would take a value like today's for unset
         used = _set_defaults(self, kwargs)
         rest = [(key, value) for key, value in kwargs.items() if key not in used]
         return [word for key, value in rest for word in (f"--{key}", str(value))]

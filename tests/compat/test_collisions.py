@@ -23,11 +23,13 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    HfArgumentParser,
     PreTrainedTokenizerFast,
     TrainingArguments,
 )
 
 import fastrl
+from fastrl.compat.transformers_patch import patch_transformers, restore_transformers
 from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.online import RLOO
 from fastrl.legacy.online_dpo import ONLINE_DPO
@@ -401,6 +403,60 @@ def test_defaults_of_configs_by_the_pin(name):
         assert dataclasses.replace(today) == today  # nor does a copy change
     fastrl.set_api("1")
     assert cls("out", **QUIET).learning_rate == today.learning_rate
+
+
+@pytest.mark.parametrize("pin", ["0.7", "0.11"])
+@pytest.mark.parametrize("kind", ["file and line", "into dataclasses", "patched"])
+def test_command_lines_have_the_pins_defaults(tmp_path, kind, pin):
+    own = (fastrl.ScriptArguments, fastrl.DPOConfig, fastrl.ModelConfig)
+
+    def read(parser, *words):
+        words = ["--output_dir", str(tmp_path), "--use_cpu", "True", *words]
+        if kind == "file and line":
+            return parser.parse_args_and_config(words)
+        return parser.parse_args_into_dataclasses(words)
+
+    def defaults(config, model):
+        found = (config.learning_rate, config.max_length, config.logging_steps)
+        return *found, config.truncation_mode, config.gradient_checkpointing, model.dtype
+
+    today = (1e-6, 1024, 10, "keep_start", True, "float32")
+    if kind == "patched":
+        patch_transformers()
+    try:
+        make = HfArgumentParser if kind == "patched" else fastrl.TrlParser
+        parser, mine, changed = make(own), make(own), make(own)
+        assert defaults(*read(make(own))[1:]) == today
+        fastrl.set_api(pin)
+        assert defaults(*read(parser)[1:]) == (5e-5, 512, 500, "keep_end", False, None)
+        assert read(parser, "--max_length", "1024")[1].max_length == 1024
+        mine.set_defaults(learning_rate=1e-6)  # today's, but chosen
+        assert read(mine)[1].learning_rate == 1e-6
+        changed.set_defaults(learning_rate=0.25)
+        assert read(changed)[1].learning_rate == 0.25
+        fastrl.set_api(None)
+        assert defaults(*read(parser)[1:]) == today
+    finally:
+        restore_transformers()
+
+
+def test_a_file_and_a_class_of_ones_own_win_over_the_pins_defaults(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\nlearning_rate: 1.0e-6\n")
+
+    @dataclasses.dataclass
+    class Own(fastrl.DPOConfig):
+        max_length: int | None = 77
+
+    fastrl.set_api("0.11")
+    (read,) = fastrl.TrlParser(fastrl.DPOConfig).parse_args_and_config(["--config", str(file)])
+    assert (read.learning_rate, read.max_length) == (1e-6, 512)
+    parser = fastrl.TrlParser(fastrl.DPOConfig)
+    assert parser.set_defaults_with_config(learning_rate=1e-6) == []
+    (read,) = parser.parse_args_and_config(["--output_dir", str(tmp_path), "--use_cpu", "True"])
+    assert (read.learning_rate, read.max_length) == (1e-6, 512)
+    (read,) = fastrl.TrlParser(Own).parse_args_and_config(["--config", str(file)])
+    assert read.max_length == Own("out", use_cpu=True).max_length == 77
 
 
 def test_a_trainer_without_config_takes_the_pins_defaults(tokenizer):

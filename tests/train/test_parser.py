@@ -192,6 +192,18 @@ def test_mixtures_come_from_a_file(config):
     ]
 
 
+def test_switches_of_two_dataclasses_are_no_strangers(config):
+    parser = TrlParser((ScriptArguments, Training))
+    flag = "--gradient_checkpointing_use_reentrant"
+    for words in ([flag, "True", "--more", "5"], [f"{flag}=True", "--more", "5"]):
+        assert parser.unknown_strings(words) == ([], ["--more", "5"])
+    file = config("gradient_checkpointing_use_reentrant: true\nbeyond: 1\n")
+    assert parser.unknown_strings(["--config", file]) == (["--beyond", "1"], [])
+    for read in (parser.unknown_strings, parser.parse_args_and_config):
+        with pytest.raises(ValueError, match=f"{flag}: .*maybe"):
+            read([flag, "maybe"])
+
+
 def test_zero_verbose_turns_warnings_into_log_lines(monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     root = logging.getLogger()
