@@ -217,6 +217,31 @@ SCRIPTS = {
         SFTTrainer("m", TrainingArguments("a", warmup_ratio=0.5, warmup_steps=0), max_seq_length=4)
         SFTTrainer("m", TrainingArguments("b", warmup_steps=3, warmup_ratio=0.5), max_seq_length=4)
         """,
+    "by_lines_and_inline": """
+        from transformers import TrainingArguments
+        from trl import SFTTrainer
+        SFTTrainer(
+            "m",
+            train_dataset=ds,
+            dataset_text_field="text")
+        SFTTrainer("m",
+                   train_dataset=ds,  # rows
+                   dataset_text_field="text",
+                   max_seq_length=12)
+        args = TrainingArguments(
+            output_dir="o",
+            overwrite_output_dir=True,
+            save_safetensors=True)
+        SFTTrainer("m", args, packing=True)
+        """,
+    "old_spellings_in_what_is_moved": """
+        import trl
+        from trl import SFTTrainer
+        trl.SFTTrainer("m", tokenizer=tok, model_init_kwargs=dict(
+            quantization_config=trl.get_quantization_config(trl.ModelConfig(
+                torch_dtype="float16",
+                load_in_8bit=True))), max_seq_length=len(trl.__name__[-3:]))
+        """,
     "parser": """
         from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
         parser = TrlParser((SFTConfig, ModelConfig))
@@ -333,6 +358,48 @@ def test_comments_and_layout_stay():
     assert found.replace(" \n        logging_nan", " logging_nan") == expected.replace(
         "        logging_nan_inf", "logging_nan_inf"
     ).replace(", \\\n", ", ")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("'o',\n    no=1,\n    ok=2)", "'o',\n    ok=2)"),
+        ("'o',\n    ok=2,\n    no=1)", "'o',\n    ok=2)"),
+        ("'o',\n    ok=2,\n    no=1,\n    no=1)", "'o',\n    ok=2)"),
+        ("'o', no=1,\n    no=1,\n    ok=2)", "'o', ok=2)"),
+        ("'o', no=1,\n    no=1,\n    )", "'o',\n    )"),
+        ("'o',  # out\n    no=1)", "'o',  # out\n    )"),
+        ("\n    no=1,  # no\n    no=1)", "\n    )"),
+        ("no=1, no=1, )", " )"),
+    ],
+)
+def test_arguments_go_by_lines_or_inline(before, after):
+    names = iter(["overwrite_output_dir", "save_safetensors"])
+    while "no=" in before:
+        before = before.replace("no=1", f"{next(names)}=True", 1)
+    head = "from transformers import TrainingArguments\nTrainingArguments("
+    before, after = (text.replace("ok=", "seed=") for text in (before, after))
+    assert migrate(f"{head}{before}\n").source == f"{head}{after}\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "'m',\n    a=m,\n    max_seq_length=3)",
+            "'m',\n    a=m,\n    args=SFTConfig(\n        'out',\n        max_length=3,\n    ))",
+        ),
+        (
+            "'m',  # model\n    max_seq_length=3)",
+            "'m',  # model\n    args=SFTConfig(\n        'out',\n        max_length=3,\n    ))",
+        ),
+    ],
+)
+def test_a_config_is_added_where_the_last_argument_was(before, after):
+    found = migrate(f"from trl import SFTTrainer\nSFTTrainer({before}\n").source
+    call = found[found.index("SFTTrainer(") :].replace('"tmp_trainer"', "'out'")
+    kept = [n for n in call.splitlines() if not re.match(r" {8}(?!max_)\w+=", n)]
+    assert "\n".join(kept) == f"SFTTrainer({after}"
 
 
 def test_line_ends_of_windows_stay():

@@ -162,7 +162,7 @@ def _drop_unused(script: Script) -> None:
             if unused and len(unused) < len(statement.names):
                 script.text.remove(statement.names, unused)
             elif unused and (lines := script.text.fills_lines(statement)) is not None:
-                script.text.replace(*lines, "")
+                script.text.take_out(*lines)
 
 
 def _add_needed(script: Script) -> None:

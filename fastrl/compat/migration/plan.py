@@ -95,7 +95,7 @@ class Plan:
             self.text.replace(start, start, f"{name}=")
         for argument, value in self._values.items():
             self.text.replace(self.text.start(argument), self.text.end(argument), value)
-        self.text.append(self.call, kept, [f"{n}={v}" for n, v in added.items()])
+        self.text.append(self.call, self._gone, [f"{n}={v}" for n, v in added.items()])
 
     # --- the rows of the tables ------------------------------------------------------------------
 

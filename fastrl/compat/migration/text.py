@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 
+from fastrl.compat.migration.names import arguments
+
 Node = ast.expr | ast.stmt | ast.keyword | ast.alias
+_MOVED = re.compile(r"\0(\d+):(\d+)\0")  # no source has a NUL
 
 
 class Text:
@@ -22,6 +26,7 @@ class Text:
         self.raw = source.encode()
         self.notes: list[tuple[int, str]] = []  # (line, what its reader must do)
         self._edits: list[tuple[int, int, str]] = []
+        self._gaps: list[tuple[int, int]] = []  # what is taken out
         self._lines = [0]
         for line in self.raw.splitlines(keepends=True):
             self._lines.append(self._lines[-1] + len(line))
@@ -39,11 +44,15 @@ class Text:
         """A node's source."""
         return self.raw[self.start(node) : self.end(node)].decode()
 
+    def moved(self, node: Node) -> str:
+        """A stand-in for a node's source with the edits inside it, to be put at another place."""
+        return f"\0{self.start(node)}:{self.end(node)}\0"
+
     def margin(self, call: ast.Call) -> str:
-        """The indentation of a call's arguments where each has its line, else of its own line."""
-        inner = [*call.args, *call.keywords]
-        alone = inner and self.fills_lines(inner[-1])
-        return self._indentation(self.start(inner[-1] if alone else call))
+        """The indentation of a call's last argument if it begins a line, else of its own line."""
+        place = self.start(arguments(call)[-1] if arguments(call) else call)
+        begins = not self.raw[self.raw.rfind(b"\n", 0, place) + 1 : place].strip()
+        return self._indentation(place if begins else self.start(call))
 
     def _indentation(self, place: int) -> str:
         line = self.raw[self.raw.rfind(b"\n", 0, place) + 1 :].decode()
@@ -59,15 +68,37 @@ class Text:
         if (start, end, text) not in self._edits:
             self._edits.append((start, end, text))
 
+    def take_out(self, start: int, end: int) -> None:
+        """Take out a stretch, and with it what is edited inside."""
+        self._gaps.append((start, end))
+
     def edited(self) -> str:
-        """The source with all edits made. Insertions at one place keep their order."""
+        """The source with all edits made. Insertions at one place keep their order.
+
+        Edits inside a stretch that is replaced or taken out are left out.
+        """
+        return self._edited(0, len(self.raw), [*self._edits, *((*gap, "") for gap in self._gaps)])
+
+    def _edited(self, first: int, last: int, edits: Sequence[tuple[int, int, str]]) -> str:
         pieces = []
-        place = 0
-        for start, end, text in sorted(self._edits, key=lambda edit: edit[:2]):
-            assert start >= place, "edits overlap"
-            pieces += [self.raw[place:start], text.encode()]
-            place = end
-        return b"".join([*pieces, self.raw[place:]]).decode()
+        place = first
+        # At one place insertions first, then the widest.
+        for start, end, text in sorted(edits, key=lambda e: (e[0], e[1] > e[0], -e[1])):
+            if start >= place:
+                pieces += [self.raw[place:start].decode(), _MOVED.sub(self._put_moved, text)]
+            else:
+                assert end <= place or not text, "edits overlap"
+            place = max(place, end)
+        return "".join([*pieces, self.raw[place:last].decode()])
+
+    def _put_moved(self, stand_in: re.Match[str]) -> str:
+        """The source of a node that is moved: its own removal is no edit inside it."""
+        first, last = int(stand_in[1]), int(stand_in[2])
+        gaps = [(*gap, "") for gap in self._gaps if gap != (first, last)]
+        inside = [e for e in [*self._edits, *gaps] if first <= e[0] and e[1] <= last]
+        return self._edited(
+            first, last, [e for e in inside if e[:2] not in ((first,) * 2, (last,) * 2)]
+        )
 
     # --- lists: arguments of a call, names of an import ------------------------------------------
 
@@ -83,33 +114,47 @@ class Text:
 
     def remove(self, items: Sequence[Node], gone: Sequence[Node]) -> None:
         """Take items out of a comma-separated list, in order of their places."""
-        left = [item for item in gone if not self._remove_lines(item)]
         place = 0
         while place < len(items):
-            if items[place] not in left:
-                place += 1
-                continue
             first = place
-            while place < len(items) and items[place] in left:
+            while place < len(items) and items[place] in gone:
                 place += 1
-            if place < len(items):
-                self.replace(self.start(items[first]), self.start(items[place]), "")
-            elif first > 0:
-                self.replace(self.end(items[first - 1]), self.end(items[-1]), "")
-            else:
-                end = self.end(items[-1])
-                rest = self.raw[end:]
-                comma = len(rest) - len(rest.lstrip()) + 1 if rest.lstrip()[:1] == b"," else 0
-                self.replace(self.start(items[0]), end + comma, "")
+            if place > first:
+                self._remove_run(items, first, place)
+            place += 1
 
-    def _remove_lines(self, item: Node) -> bool:
-        lines = self.fills_lines(item)
+    def _remove_run(self, items: Sequence[Node], first: int, after: int) -> None:
+        """Take out `items[first:after]`, whose neighbours stay."""
+        lines = self._lines_of(items[first:after])
         if lines is not None:
-            self.replace(*lines, "")
-        return lines is not None
+            self._gaps += lines
+            return
+        start, end = self.start(items[first]), self.end(items[after - 1])
+        if after < len(items):
+            self._gaps.append((start, self.start(items[after])))
+        elif first > 0:
+            before = items[first - 1]
+            self._gaps.append(
+                (start if self._commented(before, items[first]) else self.end(before), end)
+            )
+        else:
+            rest = self.raw[end:]
+            comma = len(rest) - len(rest.lstrip()) + 1 if rest.lstrip()[:1] == b"," else 0
+            self._gaps.append((start, end + comma))
 
-    def append(self, call: ast.Call, kept: Sequence[Node], added: Sequence[str]) -> None:
-        """Add arguments to a call, after those of it that are kept, laid out like them."""
+    def _lines_of(self, items: Sequence[Node]) -> list[tuple[int, int]] | None:
+        """The lines of items that all have them for themselves."""
+        lines = [found for item in items if (found := self.fills_lines(item)) is not None]
+        return lines if len(lines) == len(items) else None
+
+    def _commented(self, item: Node, following: Node) -> bool:
+        """Whether an item has a comment behind it, which stays with its comma."""
+        return b"#" in self.raw[self.end(item) : self.start(following)]
+
+    def append(self, call: ast.Call, gone: Sequence[Node], added: Sequence[str]) -> None:
+        """Add arguments to a call, after those of it that are not gone, laid out like them."""
+        items = arguments(call)
+        kept = [item for item in items if item not in gone]
         if not added:
             return
         if not kept:
@@ -118,16 +163,19 @@ class Text:
         last = kept[-1]
         end = self.end(last)
         lines = self.fills_lines(last)
-        if lines is None:
-            self.replace(end, end, "".join(f", {text}" for text in added))
-            return
         margin = self._indentation(self.start(last))
-        if self.raw[end : lines[1]].strip().startswith(b","):
+        between = ", " if lines is None else f",\n{margin}"
+        following = items[items.index(last) + 1 :]
+        if self._lines_of(following) is None and self._commented(last, following[0]):
+            place = self.start(following[0])  # in the place of what is taken out
+            self.replace(place, place, between.join(added))
+        elif lines is None or self._lines_of(following) is None:
+            self.replace(end, end, "".join(f"{between}{text}" for text in added))
+        elif self.raw[end : lines[1]].strip().startswith(b","):
             self.replace(lines[1], lines[1], "".join(f"{margin}{text},\n" for text in added))
         else:
             self.replace(end, end, ",")
-            joined = f",\n{margin}".join(added)
-            self.replace(lines[1], lines[1], f"{margin}{joined}\n")
+            self.replace(lines[1], lines[1], f"{margin}{between.join(added)}\n")
 
     def prepend(self, item: Node, added: str) -> None:
         """Add an item before one of a list, on a line of its own if that one has one."""

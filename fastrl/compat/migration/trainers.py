@@ -236,7 +236,7 @@ class _Trainer:
         assert isinstance(change, Moved)
         value = literal(node)
         known = isinstance(value, str) and value in change.values
-        return spelled(change.values[value]) if known else self.script.text.of(node)
+        return spelled(change.values[value]) if known else self.script.text.moved(node)
 
     def _config_name(self) -> str:
         return self.script.reference(self.call.func, "fastrl", self.config.__name__)
