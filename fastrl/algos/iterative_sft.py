@@ -46,7 +46,8 @@ class IterativeSFTTrainer(Trainer):
     Args:
         model: a name or folder, a transformers model, causal or encoder-decoder, or a PEFT model.
         args: `IterativeSFTConfig` or `TrainingArguments`; None: defaults, and a folder named by
-            the model. `max_steps` is the length of the learning rate's schedule.
+            the model. `max_steps` is the length of the learning rate's schedule, in optimizer steps
+            times processes: the schedule moves on by the number of processes at each.
         data_collator: makes a batch of rows of `input_ids` and `attention_mask`, 1-D tensors, and
             of `labels` where these were given or the model is an encoder-decoder; None: ours.
         eval_dataset: tokenised rows, or a dict of several, evaluated every `eval_steps`.
@@ -125,8 +126,6 @@ class IterativeSFTTrainer(Trainer):
         self.model_wrapped, self.optimizer, self.lr_scheduler = self.accelerator.prepare(
             self.model, self.optimizer, self.lr_scheduler
         )
-        # transformers leaves counting to its own loop; here accelerate counts.
-        self.accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
         trained = [p for p in self.model_wrapped.parameters() if p.requires_grad]
         limit = args.max_grad_norm or None
         self._descend = Descent(self.accelerator, self.optimizer, trained, limit)
@@ -141,8 +140,10 @@ class IterativeSFTTrainer(Trainer):
         texts: list[str] | None = None,
         texts_labels: list[str] | None = None,
     ) -> None:
-        """Learn some rows, in an order drawn by torch's seed. Afterwards gradients are zeros.
+        """Learn some rows, in an order drawn by torch's seed.
 
+        Gradients are zeros after every `gradient_accumulation_steps`-th batch, which is when the
+        optimizer steps; those of the batches since then are kept for the next call.
         Each argument may be a column of a `datasets.Dataset`.
 
         Args:
@@ -165,7 +166,7 @@ class IterativeSFTTrainer(Trainer):
         named = labels is not None or texts_labels is not None
         size = self.args.per_device_train_batch_size
         self.model.train()
-        with emptied_device_cache(self.optimize_device_cache), self._noised():
+        with emptied_device_cache(self.optimize_device_cache), self._noised(), self._counted():
             for batch in DataLoader(rows, batch_size=size, shuffle=True, collate_fn=list):
                 self._learn(batch, named)
 
@@ -198,6 +199,21 @@ class IterativeSFTTrainer(Trainer):
             yield
         finally:
             deactivate_neftune(self.model, handle)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Batches counted by accelerate, up to `gradient_accumulation_steps`.
+
+        transformers leaves that to its own loop. The number is one for the whole process, so it is
+        ours during a step only.
+        """
+        accelerator = self.accelerator
+        before = accelerator.gradient_accumulation_steps
+        accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        try:
+            yield
+        finally:
+            accelerator.gradient_accumulation_steps = before
 
     def _learn(self, batch: list[Row], named: bool) -> None:
         ids, masks, labels = ([row[name] for row in batch] for name in _COLUMNS)
@@ -311,7 +327,8 @@ def _check_parts(
     if optimizers[1] is None and args.max_steps <= 0:
         raise ValueError(
             "max_steps is the length of the learning rate's schedule: set args.max_steps to the "
-            "number of batches of all step() calls, or give optimizers=(optimizer, scheduler)"
+            "optimizer steps of all step() calls (batches / gradient_accumulation_steps) times the "
+            "processes, or give optimizers=(optimizer, scheduler)"
         )
     if args.eval_steps and eval_dataset is None:
         raise ValueError(f"eval_steps={args.eval_steps}: there is no eval_dataset to evaluate")

@@ -35,6 +35,7 @@ class IterativeSFTConfig(BaseConfig):
         "dataloader_num_workers": ((0,), "step() is given its rows"),
         "eval_delay": ((0, None), "evaluate when you like, between two calls of step()"),
         "eval_on_start": ((False,), "call evaluate() before the first step()"),
+        "eval_strategy": (("no", "steps"), "step() has no epochs"),
         "load_best_model_at_end": ((False,), _SAVES_NOTHING),
         "num_train_epochs": ((3,), "call step() with the rows again"),
         "save_steps": ((500,), _SAVES_NOTHING),

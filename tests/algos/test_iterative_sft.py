@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling, TrainingArguments
 
@@ -204,6 +205,46 @@ def test_batches_accumulate_over_calls(make):
     torch.testing.assert_close(moved, once.model.lm_head.weight, rtol=1e-4, atol=1e-6)
 
 
+def test_other_accelerators_of_the_process_do_not_count_its_batches(make):
+    plain, trainer = make(), make(gradient_accumulation_steps=2)
+    other = Accelerator()
+    assert other.gradient_accumulation_steps == 1
+    start = trainer.model.lm_head.weight.clone()
+    trainer.step(IDS)
+    assert torch.equal(trainer.model.lm_head.weight, start)
+    assert trainer.model.lm_head.weight.grad.any()  # kept for the next call
+    assert other.gradient_accumulation_steps == 1
+    plain.step(IDS)
+    assert not torch.equal(plain.model.lm_head.weight, start)
+    with pytest.raises(ValueError, match="is empty"):
+        trainer.step([])
+    assert other.gradient_accumulation_steps == 1
+    trainer.step(IDS)
+    torch.testing.assert_close(
+        trainer.model.lm_head.weight, plain.model.lm_head.weight, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_failing_step_gives_the_count_back(make):
+    trainer = make(gradient_accumulation_steps=2)
+    other = Accelerator()
+    with torch.no_grad():
+        trainer.model.lm_head.weight[5, 0] = float("nan")
+    trainer.step(IDS)
+    with pytest.raises(FloatingPointError):
+        trainer.step(IDS)
+    assert other.gradient_accumulation_steps == 1
+
+
+def test_max_steps_are_optimizer_steps_of_the_schedule(make):
+    trainer = make(gradient_accumulation_steps=2, max_steps=2, warmup_steps=0)
+    rates = []
+    for _ in range(4):
+        trainer.step(IDS)
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+    assert rates == pytest.approx([1e-2, 5e-3, 5e-3, 0])
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_changes_nothing(make, reentrant):
     weights = []
@@ -368,7 +409,7 @@ def test_texts_win_over_ids_with_a_warning(make):
     [
         ({"processing_class": "gpt2"}, "must be a transformers tokenizer, got str"),
         ({"model": torch.nn.Linear(2, 2)}, "model must be a transformers model or its name"),
-        ({"args": {"max_steps": -1}}, "set args.max_steps"),
+        ({"args": {"max_steps": -1}}, "set args.max_steps to the optimizer steps of all"),
         ({"args": {"eval_steps": 2}}, "there is no eval_dataset"),
         ({"args": {"max_length": 1}}, "max_length must leave room"),
         ({"args": {"truncation_mode": "middle"}}, "truncation_mode='middle'"),
@@ -444,6 +485,7 @@ def test_two_ranks_learn_as_one_and_stop_together(tmp_path):
     [
         {"dataloader_drop_last": True},
         {"dataloader_num_workers": 2},
+        {"eval_strategy": "epoch"},
         {"num_train_epochs": 1.0},
         {"save_steps": 10},
         {"save_strategy": "epoch"},
