@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from fastrl.legacy import closest
-from fastrl.legacy.changes import Change, Renamed, settle
+from fastrl.legacy.changes import Change, Renamed, Settled, settle
 from fastrl.train import flags
 
 
@@ -172,10 +172,11 @@ class TrlParser(HfArgumentParser):
         """(words without --config, unknown ones of the file, the file, old spellings met)."""
         flags.pin_defaults(self)
         words, path = _take_config(list(sys.argv[1:] if args is None else args))
-        words, told = self._modern_words(words)
         if path is None:
+            words, told = self._modern_words(words)
             return words, [], None, told
-        values, more_told = self._modern_keys(read_config(path))
+        values, more_told = self._modern_keys(read_config(path), path)
+        words, told = self._modern_words(words, values)
         for name in flags.shared_names(self.dataclass_types) & values.keys():
             words = [f"--{name}={values.pop(name)}", *words]  # the words win, as they come last
         return words, self.set_defaults_with_config(**values), path, told + more_told
@@ -213,10 +214,36 @@ class TrlParser(HfArgumentParser):
         flags = set(self.known_flags())
         return {name: change for name, change in table.items() if f"--{name}" not in flags}
 
-    def _modern_words(self, words: list[str]) -> tuple[list[str], list[str]]:
-        """(the words in today's spelling, a phrase for each old flag among them)."""
+    def _given(self, words: list[str], old: Mapping[str, Any]) -> dict[str, str | None]:
+        """Field -> the word that its flag of today is given; None for 0 and none."""
+        given: dict[str, str | None] = {}
+        for word, following in zip(words, [*words[1:], "--"], strict=True):
+            flag, equals, value = word.partition("=")
+            if flags.names_in([flag]) & old.keys():
+                continue
+            exact = self._option_string_actions.get(flag)
+            short = self.allow_abbrev and flag.startswith("--") and len(flag) > 2
+            meant = {exact.dest} if exact is not None else set()
+            if exact is None and short:
+                known = self._option_string_actions.items()
+                meant = {action.dest for name, action in known if name.startswith(flag)}
+            if len(meant) == 1:
+                text = value if equals else following
+                given[meant.pop()] = None if _is_nothing(text) else text
+        return given
+
+    def _modern_words(
+        self, words: list[str], keys: Mapping[str, Any] | None = None
+    ) -> tuple[list[str], list[str]]:
+        """(the words in today's spelling, a phrase for each old flag among them).
+
+        Args:
+            keys: today's keys of the file, to which flags that yield do so too.
+        """
         table = self._old_spellings()
+        given = self._given(words, table)
         modern: list[str] = []
+        last: list[str] = []  # what holds although its flag of today is given too, as 0
         told: list[str] = []
         place = 0
         while place < len(words):
@@ -232,32 +259,52 @@ class TrlParser(HfArgumentParser):
                 place += 1
             change = table[name]
             if isinstance(change, Renamed):
+                if change.new in given:
+                    raise ValueError(f"--{change.new} is given both by that name and as --{name}")
                 modern += [f"--{change.new}", *values]
                 told.append(f"--{name} is --{change.new}")
                 continue
-            given = [yaml.safe_load(v) for v in values] or [True]
-            fields, phrases = self._settled({name: given[0] if len(given) == 1 else given}, table)
-            told += phrases
-            for new, setting in fields.items():
+            read = [yaml.safe_load(v) for v in values] or [True]
+            settled = _settled({name: read[0] if len(read) == 1 else read}, table)
+            told += settled.told
+            above = {k: v for k, v in (keys or {}).items() if k in settled.yielding} | given
+            for new, setting in _standing(settled, above, "command line").items():
                 items = setting if isinstance(setting, list) else [setting]
-                modern += [f"--{new}", *map(str, items)]
-        return modern, told
+                (last if new in given else modern).extend([f"--{new}", *map(str, items)])
+        return modern + last, told
 
-    def _modern_keys(self, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def _modern_keys(self, values: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
         table = self._old_spellings()
         old = {key: value for key, value in values.items() if key in table}
-        fields, told = self._settled(old, table)
-        return {k: v for k, v in values.items() if k not in old} | fields, told
+        modern = {key: value for key, value in values.items() if key not in old}
+        settled = _settled(old, table)
+        return modern | _standing(settled, modern, str(path)), settled.told
 
-    @staticmethod
-    def _settled(
-        given: dict[str, Any], table: dict[str, Change]
-    ) -> tuple[dict[str, Any], list[str]]:
-        try:
-            settled = settle("the command line", "", table, given)
-        except TypeError as error:
-            raise ValueError(str(error)) from None
-        return settled.arguments, settled.told
+
+def _settled(given: dict[str, Any], table: dict[str, Change]) -> Settled:
+    try:
+        return settle("the command line", "", table, given)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _standing(settled: Settled, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Today's values of old spellings, but those that yield to a given one.
+
+    Raises:
+        ValueError: one is given beside them to which they do not yield.
+    """
+    both = settled.arguments.keys() & given.keys() - settled.yielding
+    if both:
+        raise ValueError(f"{where}: {min(both)} is given both by that name and by an older one")
+    return {name: value for name, value in settled.arguments.items() if not given.get(name)}
+
+
+def _is_nothing(text: str) -> bool:
+    try:
+        return float(text) == 0
+    except ValueError:
+        return text.lower() in ("", "none", "null")
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -156,6 +156,62 @@ def test_old_keys_of_a_file_too(config):
         TrlParser([Training]).parse_args_and_config(["--output_dir", "o", "--past_index", "2"])
 
 
+@pytest.mark.parametrize(
+    ("given", "holds"),
+    [
+        ({"warmup_steps": 100, "warmup_ratio": 0.1}, 100),
+        ({"warmup_ratio": 0.1, "warmup_steps": 100}, 100),
+        ({"warmup_steps": 0, "warmup_ratio": 0.1}, 0.1),
+        ({"warmup_ratio": 0.1, "warmup_steps": 0}, 0.1),
+        ({"warmup_ratio": 0.0, "warmup_steps": 100}, 100),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:old spellings:FutureWarning")
+def test_an_old_flag_that_yields_does_so_in_any_order(config, given, holds):
+    parse = TrlParser([Training]).parse_args_and_config
+    out = ["--output_dir", "o", "--use_cpu", "True"]
+    flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    joined = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    file = config("".join(f"{name}: {value}\n" for name, value in given.items()))
+    for words in (flags, joined, ["--config", file]):
+        (training,) = parse([*out, *words])
+        assert training.warmup_steps == holds
+    (training,) = TrlParser([Training]).parse_args_into_dataclasses([*out, *flags])
+    assert training.warmup_steps == holds
+
+
+@pytest.mark.filterwarnings("ignore:old spellings:FutureWarning")
+def test_an_old_flag_yields_to_a_key_of_the_file_and_wins_over_other_keys(config):
+    out = ["--output_dir", "o", "--use_cpu", "True", "--config"]
+    file = config("warmup_steps: 100\neval_strategy: no\n")
+    words = ["--warmup_ratio", "0.1", "--evaluation_strategy", "steps"]
+    (training,) = TrlParser([Training]).parse_args_and_config([*out, file, *words])
+    assert training.warmup_steps == 100  # as while both were fields
+    assert training.eval_strategy == "steps"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"eval_strategy": "steps", "evaluation_strategy": "epoch"},
+        {"group_by_length": True, "train_sampling_strategy": "random"},
+    ],
+)
+def test_an_old_and_its_new_spelling_are_refused_together(config, given):
+    out = ["--output_dir", "o", "--use_cpu", "True"]
+    with pytest.raises(TypeError, match="both by that name"):
+        Training("o", use_cpu=True, **given)
+    for pairs in (list(given.items()), list(given.items())[::-1]):
+        flags = [word for name, value in pairs for word in (f"--{name}", str(value))]
+        file = config("".join(f"{name}: {value}\n" for name, value in pairs))
+        for words in (flags, ["--config", file]):
+            with pytest.raises(ValueError, match="both by that name"):
+                TrlParser([Training]).parse_args_and_config([*out, *words])
+    short = ["--eval_strat", "steps", "--evaluation_strategy", "epoch"]
+    with pytest.raises(ValueError, match="--eval_strategy is given both"):
+        TrlParser([Training]).parse_args_and_config([*out, *short])
+
+
 def test_optional_flags_stand_alone_and_can_be_unset():
     @dataclass
     class Optional:
