@@ -454,6 +454,69 @@ def test_imports_and_names(before, after):
     assert (migrated.source, migrated.notes) == (after, [])
 
 
+LOADS = "AutoModelForCausalLM.from_pretrained('x', load_in_8bit=True)\n"
+TRAINS = "SFTTrainer(m, args=TrainingArguments('out'), packing=True)\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (  # one import is dropped, the other extended
+            "from transformers import TrainingArguments\n"
+            "from transformers import AutoModelForCausalLM\n"
+            f"from trl import SFTTrainer\n{LOADS}",
+            "from transformers import BitsAndBytesConfig, AutoModelForCausalLM\n"
+            "from fastrl import SFTConfig, SFTTrainer\n",
+        ),
+        (  # both happen to one
+            "from transformers import (\n    TrainingArguments,\n    AutoModelForCausalLM,\n)\n"
+            f"from trl import SFTTrainer\n{LOADS}",
+            "from transformers import (\n    BitsAndBytesConfig,\n    AutoModelForCausalLM,\n)\n"
+            "from fastrl import SFTConfig, SFTTrainer\n",
+        ),
+        (
+            "from transformers import TrainingArguments, AutoModelForCausalLM\n"
+            f"from trl import SFTTrainer\n{LOADS}",
+            "from transformers import BitsAndBytesConfig, AutoModelForCausalLM\n"
+            "from fastrl import SFTConfig, SFTTrainer\n",
+        ),
+        (  # nothing else is left of it
+            "from transformers import TrainingArguments\n"
+            "from trl import AutoModelForCausalLMWithValueHead as AutoModelForCausalLM, SFTTrainer\n"
+            f"{LOADS}",
+            "from transformers import BitsAndBytesConfig\nfrom fastrl import SFTConfig, "
+            "AutoModelForCausalLMWithValueHead as AutoModelForCausalLM, SFTTrainer\n",
+        ),
+        (  # it is alone in its block
+            "try:\n    from transformers import TrainingArguments\nexcept ImportError:\n    1\n"
+            "from trl import SFTTrainer\n",
+            "try:\n    from transformers import TrainingArguments\nexcept ImportError:\n    1\n"
+            "from fastrl import SFTConfig, SFTTrainer\n",
+        ),
+        (  # the last import is dropped, and none is there to extend
+            "# a\ndef f():\n    from trl import SFTTrainer\nfrom transformers import "
+            "TrainingArguments\n",
+            "# a\nfrom fastrl import SFTConfig\ndef f():\n    from fastrl import SFTTrainer\n",
+        ),
+        (
+            "#!a\n@d\ndef f():\n    import trl\n    from trl import SFTTrainer\n"
+            "    from transformers import TrainingArguments\n",
+            "#!a\nfrom fastrl import SFTConfig\n@d\ndef f():\n    import fastrl\n"
+            "    from fastrl import SFTTrainer\n",
+        ),
+        (
+            "'doc'\ndef f():\n    from trl import SFTTrainer\n"
+            "    from transformers import TrainingArguments\n",
+            "'doc'\nfrom fastrl import SFTConfig\ndef f():\n    from fastrl import SFTTrainer\n",
+        ),
+    ],
+)
+def test_imports_that_are_dropped_and_extended(before, after):
+    found = migrate(before + TRAINS).source
+    calls = len(found.splitlines()) - (2 if LOADS in before else 1)
+    assert "".join(found.splitlines(keepends=True)[:calls]) == after
+
+
 def test_classic_ppo_stays_classic():
     source = (OLD / "ppo_0_7.py").read_text()
     found = migrate(source).source

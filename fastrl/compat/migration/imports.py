@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Container
+from typing import TYPE_CHECKING, TypeGuard
 
 from fastrl.compat.as_trl import RELEASES
 from fastrl.compat.finder import resolve
@@ -31,8 +32,7 @@ def rewrite(script: Script) -> None:
             _name(script, node)
         elif isinstance(node, ast.Call):
             _probe(script, node)
-    _drop_unused(script)
-    _add_needed(script)
+    _rewrite_names(script)
 
 
 def _plain(script: Script, node: ast.Import) -> None:
@@ -147,8 +147,40 @@ def _probe(script: Script, call: ast.Call) -> None:
         script.text.note(call, f"{name}({given!r}) asks for TRL")
 
 
-def _drop_unused(script: Script) -> None:
-    """Names whose every use was replaced are no longer imported."""
+def _rewrite_names(script: Script) -> None:
+    """Import what rewritten calls need; names whose every use was replaced are dropped."""
+    unused = _unused(script)
+    needed = _homes_of_needed(script, unused)
+    dropped = {
+        n: lines
+        for n, names in unused.items()
+        if len(names) == len(n.names) and n not in needed
+        if (lines := script.text.fills_lines(n)) is not None
+    }
+    for statement in _alone_in_their_blocks(script, dropped):
+        del dropped[statement]
+    for statement, names in unused.items():
+        left = [alias for alias in statement.names if alias not in names]
+        if left:
+            script.text.remove(statement.names, names)
+            for name in needed.pop(statement, ()):
+                script.text.prepend(left[0], name)
+        elif statement in needed:
+            first, last = statement.names[0], statement.names[-1]
+            start, end = script.text.start(first), script.text.end(last)
+            script.text.replace(start, end, ", ".join(needed.pop(statement)))
+        elif statement in dropped:
+            script.text.take_out(*dropped[statement])
+    for home, names in needed.items():
+        if isinstance(home, ast.ImportFrom):
+            for name in names:
+                script.text.prepend(home.names[0], name)
+        else:
+            _import(script, home, names, dropped)
+
+
+def _unused(script: Script) -> dict[ast.ImportFrom, list[ast.alias]]:
+    """The names that each import no longer needs to give."""
     used: dict[str, int] = {}
     for node in ast.walk(script.text.tree):
         if isinstance(node, ast.Name):
@@ -156,30 +188,54 @@ def _drop_unused(script: Script) -> None:
     for node in script.replaced:
         used[node.id] -= 1
     gone = {node.id for node in script.replaced if used[node.id] == 0}
-    for statement in ast.walk(script.text.tree):
-        if isinstance(statement, ast.ImportFrom):
-            unused = [a for a in statement.names if (a.asname or a.name) in gone]
-            if unused and len(unused) < len(statement.names):
-                script.text.remove(statement.names, unused)
-            elif unused and (lines := script.text.fills_lines(statement)) is not None:
-                script.text.take_out(*lines)
+    imports = [n for n in ast.walk(script.text.tree) if isinstance(n, ast.ImportFrom)]
+    found = {n: [a for a in n.names if (a.asname or a.name) in gone] for n in imports}
+    return {statement: names for statement, names in found.items() if names}
 
 
-def _add_needed(script: Script) -> None:
-    """Import what rewritten calls use, in the import of its module if there is one."""
-    body = script.text.tree.body
+def _homes_of_needed(
+    script: Script, unused: dict[ast.ImportFrom, list[ast.alias]]
+) -> dict[ast.ImportFrom | str, list[str]]:
+    """The import that each needed name is added to, or its module -> the names.
+
+    One that keeps a name of its own is preferred to one that is left with none.
+    """
+    homes: dict[ast.ImportFrom | str, list[str]] = {}
     for module, name in script.needed:
-        homes = {module, "trl"} if module == "fastrl" else {module}
-        first = next((n for n in body if _takes(n, homes, script)), None)
-        if isinstance(first, ast.ImportFrom):
-            script.text.prepend(first.names[0], name)
-            continue
-        last = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)][-1]
-        end = script.text.end(last)
-        script.text.replace(end, end, f"\nfrom {module} import {name}")
+        roots = {module, "trl"} if module == "fastrl" else {module}
+        takers = [n for n in script.text.tree.body if _takes(n, roots, script)]
+        home = min(takers, key=lambda n: len(unused.get(n, ())) == len(n.names), default=module)
+        homes.setdefault(home, []).append(name)
+    return homes
 
 
-def _takes(node: ast.stmt, homes: set[str], script: Script) -> bool:
+def _alone_in_their_blocks(script: Script, dropped: Container[ast.stmt]) -> list[ast.ImportFrom]:
+    """Those of the imports without which a block would be empty."""
+    blocks = [
+        block
+        for node in ast.walk(script.text.tree)
+        for field in ("body", "orelse", "finalbody")
+        if isinstance(block := getattr(node, field, None), list) and node is not script.text.tree
+    ]
+    return [n for block in blocks if all(n in dropped for n in block) for n in block]
+
+
+def _import(script: Script, module: str, names: list[str], dropped: Container[ast.stmt]) -> None:
+    """Write an import of its own: below the last there is, else below the docstring."""
+    line = f"from {module} import {', '.join(names)}"
+    body = script.text.tree.body
+    above = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom) and n not in dropped]
+    if not above and ast.get_docstring(script.text.tree, clean=False) is not None:
+        above = body[:1]
+    if above:
+        end = script.text.end(above[-1])
+        script.text.replace(end, end, f"\n{line}")
+    else:
+        start = script.text.start_of_line(body[0])
+        script.text.replace(start, start, f"{line}\n")
+
+
+def _takes(node: ast.stmt, homes: set[str], script: Script) -> TypeGuard[ast.ImportFrom]:
     """Whether a name can be added to this import."""
     if not isinstance(node, ast.ImportFrom) or node.level or node.names[0].name == "*":
         return False

@@ -40,6 +40,11 @@ class Text:
         assert node.end_lineno is not None and node.end_col_offset is not None
         return self._lines[node.end_lineno - 1] + node.end_col_offset
 
+    def start_of_line(self, node: ast.stmt) -> int:
+        """Offset of the first line of a statement, its decorators included."""
+        above = [item.lineno for item in getattr(node, "decorator_list", ())]
+        return self._lines[min([node.lineno, *above]) - 1]
+
     def of(self, node: Node) -> str:
         """A node's source."""
         return self.raw[self.start(node) : self.end(node)].decode()
