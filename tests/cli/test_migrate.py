@@ -482,8 +482,8 @@ TRAINS = "SFTTrainer(m, args=TrainingArguments('out'), packing=True)\n"
         ),
         (  # nothing else is left of it
             "from transformers import TrainingArguments\n"
-            "from trl import AutoModelForCausalLMWithValueHead as AutoModelForCausalLM, SFTTrainer\n"
-            f"{LOADS}",
+            "from trl import AutoModelForCausalLMWithValueHead as AutoModelForCausalLM, "
+            f"SFTTrainer\n{LOADS}",
             "from transformers import BitsAndBytesConfig\nfrom fastrl import SFTConfig, "
             "AutoModelForCausalLMWithValueHead as AutoModelForCausalLM, SFTTrainer\n",
         ),
