@@ -138,9 +138,16 @@ class PreferenceTrainer(PairSamples, Trainer):
             self.eval_dataset = setup.each(self.eval_dataset, self._precomputed_for_evaluation)
 
     def _show_reference(self, callback: Any) -> None:
-        """Tell a callback that moves the reference which model it is."""
-        if hasattr(callback, "follow_with"):
-            callback.follow_with(self._reference.model)
+        """Tell a callback that moves the reference which model it is, if it may be moved."""
+        if not hasattr(callback, "follow_with"):
+            return
+        moves = getattr(callback, "update_ref_model", False)
+        if moves and self.args.precompute_ref_log_probs:
+            raise ValueError(
+                "update_ref_model changes the reference while precompute_ref_log_probs keeps what "
+                "it said before training; leave one out"
+            )
+        callback.follow_with(self._reference.model)
 
     def add_callback(self, callback: Any) -> None:
         """As transformers', and the callback learns of the reference."""

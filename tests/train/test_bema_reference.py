@@ -56,25 +56,36 @@ def test_what_it_refuses():
         BEMACallback(update_ref_model=True).on_train_begin(None, None, None)
 
 
-def test_trainers_of_pairs_tell_of_their_reference(tmp_path):
+def model(seed=0):
+    torch.manual_seed(seed)
+    config = GPT2Config(vocab_size=3, n_positions=8, n_embd=4, n_layer=1, n_head=1, eos_token_id=0)
+    return GPT2LMHeadModel(config)
+
+
+def trainer_of(tmp_path, callback, ref_model=None, peft_config=None, **fields):
+    """A DPOTrainer of one pair of one-letter answers."""
     plain = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1, "b": 2}, unk_token="<eos>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>")
-    config = GPT2Config(vocab_size=3, n_positions=8, n_embd=4, n_layer=1, n_head=1, eos_token_id=0)
     pairs = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " a"}] * 2)
+    return fastrl.experimental.bema_for_ref_model.DPOTrainer(
+        model(),
+        ref_model,
+        args=fastrl.DPOConfig(
+            str(tmp_path), use_cpu=True, report_to="none", max_steps=2, learning_rate=0.1,
+            logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, **fields,
+        ),
+        train_dataset=pairs,
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<eos>"),
+        callbacks=[callback],
+        peft_config=peft_config,
+    )  # fmt: skip
+
+
+def test_trainers_of_pairs_tell_of_their_reference(tmp_path):
     given = BEMACallback(
         1, ema_power=0.0, bias_power=50.0, update_ref_model=True, ref_model_update_freq=1
     )
-    trainer = fastrl.experimental.bema_for_ref_model.DPOTrainer(
-        GPT2LMHeadModel(config),
-        args=fastrl.DPOConfig(
-            str(tmp_path), use_cpu=True, report_to="none", max_steps=2, learning_rate=0.1,
-            logging_steps=1, disable_tqdm=True, gradient_checkpointing=False,
-        ),
-        train_dataset=pairs,
-        processing_class=tokenizer,
-        callbacks=[given],
-    )  # fmt: skip
+    trainer = trainer_of(tmp_path, given)
     later = BEMACallback()
     trainer.add_callback(later)
     assert given._reference is later._reference is trainer.ref_model
@@ -84,3 +95,22 @@ def test_trainers_of_pairs_tell_of_their_reference(tmp_path):
         trainer.model.parameters(), trainer.ref_model.parameters(), strict=True
     ):
         assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_reference_of_other_weights_is_refused_before_a_step(tmp_path):
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=1, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+    trainer = trainer_of(tmp_path, BEMACallback(update_ref_model=True), model(1), lora)
+    with pytest.raises(ValueError, match=r"no weight of the name .* transformer\.wte\.weight"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_reference_whose_answers_are_kept_is_not_moved(tmp_path):
+    kept = {"ref_model": model(1), "precompute_ref_log_probs": True}
+    with pytest.raises(ValueError, match="update_ref_model changes the reference while precompute"):
+        trainer_of(tmp_path, BEMACallback(update_ref_model=True), **kept)
+    trainer = trainer_of(tmp_path, BEMACallback(), **kept)
+    with pytest.raises(ValueError, match="update_ref_model changes the reference while precompute"):
+        trainer.add_callback(BEMACallback(update_ref_model=True))

@@ -26,7 +26,7 @@ class BEMACallback(_Averages):
 
     Raises:
         ValueError: `ref_model_update_freq` is below 1; in training, where the reference is to
-            follow and is no model apart.
+            follow and is no model apart, or one of other weights than the policy.
     """
 
     def __init__(
@@ -74,6 +74,24 @@ class BEMACallback(_Averages):
                 "KTOTrainer; an adapter's is the model itself without it"
             )
         super().on_train_begin(args, state, control, **kwargs)
+        if self.update_ref_model:
+            self._check_the_weights()
+
+    def _check_the_weights(self) -> None:
+        """Raise unless each weight of the reference has one of its name and shape to take."""
+        shapes = {name: weight.shape for name, weight in self._model.state_dict().items()}
+        for name, weight in self._followers():
+            if shapes.get(name) != weight.shape:
+                raise ValueError(
+                    "update_ref_model=True: the policy has no weight of the name and shape of the "
+                    f"reference's {name}, {tuple(weight.shape)}, as with an adapter on the policy "
+                    "alone; give a ref_model built as the policy is, or leave it out"
+                )
+
+    def _followers(self) -> list[tuple[str, nn.Parameter]]:
+        """The reference's parameters, by their names in the policy."""
+        named = self._reference.named_parameters()  # type: ignore[union-attr]
+        return [(name.removeprefix("module."), parameter) for name, parameter in named]
 
     @torch.no_grad()
     def on_step_end(
@@ -84,5 +102,5 @@ class BEMACallback(_Averages):
         age = state.global_step - self.ref_model_update_after
         if self.update_ref_model and age >= 0 and age % self.ref_model_update_freq == 0:
             averaged = self.weights()
-            for name, parameter in self._reference.named_parameters():  # type: ignore[union-attr]
-                parameter.copy_(averaged[name.removeprefix("module.")])
+            for name, parameter in self._followers():
+                parameter.copy_(averaged[name])
