@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from fastrl.models import checkpoint
 
 CONFIG = "adapter_config.json"
+_AT_THE_ENDS = re.compile("lm_head|embed_tokens|wte|wpe")  # names of embeddings and head
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -155,17 +157,22 @@ def peft_module_casting_to_bf16(model: nn.Module) -> None:
     Args:
         model: a PEFT model; changed in place.
     """
+    for name, module in model.named_modules():
+        wanted = _beside_quantised(name, module)
+        if wanted is not None:
+            module.to(wanted)
+
+
+def _beside_quantised(name: str, module: nn.Module) -> torch.dtype | None:
+    """The dtype of a module of a quantised model, by its kind or else its name; None: as it is."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            module.to(torch.bfloat16)
-        elif isinstance(module, nn.LayerNorm) or "norm" in name:
-            module.to(torch.float32)
-        elif any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe")):
-            weight = getattr(module, "weight", None)
-            if weight is not None and weight.dtype == torch.float32:
-                module.to(torch.bfloat16)
+    adapter = isinstance(module, BaseTunerLayer)
+    if not adapter and ("norm" in name or isinstance(module, nn.LayerNorm)):
+        return torch.float32
+    weight = getattr(module, "weight", None)
+    halved = weight is not None and weight.dtype == torch.float32 and _AT_THE_ENDS.search(name)
+    return torch.bfloat16 if adapter or halved else None
 
 
 @contextmanager

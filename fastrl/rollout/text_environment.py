@@ -187,17 +187,22 @@ class TextEnvironment:
 
         What goes wrong in a tool is told to the model.
         """
-        truncated, ended = self.task_end_check(history)
+        self._end(history, model_turn=True)
+        if not history.completed:
+            said = self._shortened(self._answer(history.last_text_segment)) + self.response_token
+            history.append_segment(said, self._ids(said), system=True)
+        return history
+
+    def _end(self, history: TextHistory, model_turn: bool) -> None:
+        """Complete a history if it has come to an end."""
+        truncated, ended = self.task_end_check(history, model_turn=model_turn)
         if ended:
             history.complete(truncated=truncated)
-        if history.completed:
-            return history
-        response = self._answer(history.last_text_segment)
-        if len(response) > self.max_tool_response:
-            response = response[: self.max_tool_response - 3] + "..."
-        response += self.response_token
-        history.append_segment(response, self._ids(response), system=True)
-        return history
+
+    def _shortened(self, answer: str) -> str:
+        """An answer that keeps to `max_tool_response` characters."""
+        fits = len(answer) <= self.max_tool_response
+        return answer if fits else answer[: self.max_tool_response - 3] + "..."
 
     def _answer(self, asked: str) -> str:
         """What the environment says to a call."""
@@ -257,9 +262,7 @@ class TextEnvironment:
             model_turn: whether the last segment is the model's.
         """
         for history in histories:
-            truncated, ended = self.task_end_check(history, model_turn=model_turn)
-            if ended:
-                history.complete(truncated=truncated)
+            self._end(history, model_turn)
         return histories
 
     def task_end_check(self, history: TextHistory, model_turn: bool = True) -> tuple[bool, bool]:

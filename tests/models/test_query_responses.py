@@ -108,6 +108,14 @@ def test_peft_module_casting_to_bf16(adapted):
         assert kind == (torch.bfloat16 if half else torch.float32), name
 
 
+def test_casting_of_a_half_precision_model_leaves_its_embeddings(adapted):
+    peft_module_casting_to_bf16(adapted.half())
+    for name, p in adapted.named_parameters():
+        norm = ".ln_" in name
+        kind = torch.float32 if norm else torch.bfloat16 if "c_attn" in name else torch.float16
+        assert p.dtype == kind, name
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_is_off_for_a_while(reentrant):
     model = gpt2().train()
