@@ -150,8 +150,8 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
         self.ref_model = self._make_reference(ref_model, num_shared_layers)
         self.dataset = self._checked_dataset(dataset)
         loader = None if dataset is None else self.prepare_dataloader(dataset, data_collator)
-        own = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-        self.data_collator = training_data_collator or own
+        self._own_collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        self.data_collator = training_data_collator or self._own_collator
         self.model_params = [p for p in model.parameters() if p.requires_grad]
         optimizer = optimizer or default_adam(self.model_params, config.learning_rate)
         self.kl_ctl = kl_controller(config)
@@ -234,7 +234,7 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
     def _is_packed(self) -> bool:
         """Whether nothing that TRL's padded contract promises has been overridden."""
         own = any(name in vars(self) for name in _PADDED_CONTRACT)
-        own |= not isinstance(self.data_collator, DataCollatorForLanguageModeling)
+        own |= self.data_collator is not self._own_collator
         kept = all(getattr(type(self), n) is f for n, f in _PADDED_CONTRACT.items())
         return kept and not own and not self.is_encoder_decoder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DataCollatorForLanguageModeling
 
 import fastrl
 
@@ -31,7 +32,15 @@ def test_its_padding_is_what_the_passes_see(make_model, tokenizer, rows):
             )
         return trainer.step(*rows())
 
+    class Longer(DataCollatorForLanguageModeling):
+        def __call__(self, features, return_tensors=None):
+            return collate(features)
+
     plain, own = step(), step(training_data_collator=collate)
     assert widths and own["objective/logprobs"].shape[1] == widths[0] - 1
+    of_ours = step(training_data_collator=Longer(tokenizer, mlm=False))
+    assert of_ours["objective/logprobs"].shape[1] == own["objective/logprobs"].shape[1]
+    assert of_ours["objective/logprobs"][0, 0] != 0, "padded rows have the prompt's positions"
     for key in ("objective/kl", "ppo/loss/total", "ppo/returns/mean"):
         assert own[key] == pytest.approx(plain[key], rel=1e-4, abs=1e-6)
+        assert of_ours[key] == pytest.approx(plain[key], rel=1e-4, abs=1e-6)
