@@ -217,7 +217,7 @@ class TrlParser(HfArgumentParser):
     def _given(self, words: list[str], old: Mapping[str, Any]) -> dict[str, str | None]:
         """Field -> the word that its flag of today is given; None for 0 and none."""
         given: dict[str, str | None] = {}
-        for word, following in zip(words, [*words[1:], "--"], strict=True):
+        for word, following in zip(words, [*words, "--"][1:], strict=True):
             flag, equals, value = word.partition("=")
             if flags.names_in([flag]) & old.keys():
                 continue
