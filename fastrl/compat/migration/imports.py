@@ -171,12 +171,12 @@ def _rewrite_names(script: Script) -> None:
             script.text.replace(start, end, ", ".join(needed.pop(statement)))
         elif statement in dropped:
             script.text.take_out(*dropped[statement])
-    for home, names in needed.items():
-        if isinstance(home, ast.ImportFrom):
-            for name in names:
-                script.text.prepend(home.names[0], name)
-        else:
-            _import(script, home, names, dropped)
+    for home, wanted in needed.items():
+        if isinstance(home, str):
+            _import(script, home, wanted, dropped)
+            continue
+        for name in wanted:
+            script.text.prepend(home.names[0], name)
 
 
 def _unused(script: Script) -> dict[ast.ImportFrom, list[ast.alias]]:
@@ -224,9 +224,9 @@ def _import(script: Script, module: str, names: list[str], dropped: Container[as
     """Write an import of its own: below the last there is, else below the docstring."""
     line = f"from {module} import {', '.join(names)}"
     body = script.text.tree.body
-    above = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom) and n not in dropped]
-    if not above and ast.get_docstring(script.text.tree, clean=False) is not None:
-        above = body[:1]
+    documented = ast.get_docstring(script.text.tree, clean=False) is not None
+    above = body[:1] if documented else []
+    above += [n for n in body if isinstance(n, ast.Import | ast.ImportFrom) and n not in dropped]
     if above:
         end = script.text.end(above[-1])
         script.text.replace(end, end, f"\n{line}")
