@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from fastrl.legacy.generation import pinned
@@ -118,6 +119,50 @@ def pin_defaults(parser: Any) -> None:
                 actions[name].default = then.get(name, field.default)
 
 
+def reformed(parser: Any, names: Iterable[str]) -> Any:
+    """The parser, or one like it for the forms of its dataclasses that the names are of.
+
+    That one is of the same class and has the defaults and the flags that the program has given
+    this one, but for flags that its own dataclasses have.
+
+    Args:
+        parser: a `transformers.HfArgumentParser`.
+        names: as of `in_form`; those with a default by `set_defaults` count too.
+    """
+    types = in_form(parser.dataclass_types, {*names, *parser._defaults})
+    if types == list(parser.dataclass_types):
+        return parser
+    before, after = _anew(parser, parser.dataclass_types), _anew(parser, types)
+    for each in (parser, before, after):
+        pin_defaults(each)
+    plain = {(*action.option_strings, action.dest): action for action in before._actions}
+    targets = {action.dest: action for action in reversed(after._actions)}
+    for action in parser._actions:
+        own = plain.get((*action.option_strings, action.dest))
+        if own is None:
+            if not after._option_string_actions.keys() & set(action.option_strings):
+                after._add_action(action)
+        elif action.default != own.default and action.dest in targets:
+            targets[action.dest].default = action.default
+            targets[action.dest].required = False
+    after._mutually_exclusive_groups += parser._mutually_exclusive_groups
+    after.set_defaults(**parser._defaults)
+    vars(after).update({k: v for k, v in vars(parser).items() if k not in vars(after)})
+    return after
+
+
+def _anew(parser: Any, types: Sequence[type]) -> Any:
+    """A parser of the same class for these dataclasses, as made, whatever its class asks for."""
+    made = object.__new__(type(parser))
+    if "_options" in vars(parser):
+        parser._begin(made, types)
+    else:
+        alike = ("prog", "usage", "description", "epilog", "add_help", "allow_abbrev")
+        options = {name: getattr(parser, name) for name in alike}
+        HfArgumentParser.__init__(made, types, **options)
+    return made
+
+
 def fill(parser: Any, parse: Callable[[Any, list[str]], Any], words: Sequence[str]) -> Any:
     """Fill a parser's dataclasses, each in the form that the flags are of.
 
@@ -127,11 +172,9 @@ def fill(parser: Any, parse: Callable[[Any, list[str]], Any], words: Sequence[st
         parse: how this parser, or that one, fills from words.
         words: the command line.
     """
+    parser = reformed(parser, names_in(words))
     pin_defaults(parser)
-    types = in_form(parser.dataclass_types, names_in(words))
-    if types != list(parser.dataclass_types):
-        parser = type(parser)(types, **vars(parser).get("_options", {}))
-        pin_defaults(parser)
+    types = parser.dataclass_types
     rest, values = take_shared(types, words)
     filled = parse(parser, rest)
     share(filled, values)

@@ -150,9 +150,11 @@ class TrlParser(HfArgumentParser):
             return self
         words, path = _take_config(list(sys.argv[1:] if args is None else args))
         keys = set() if path is None else read_config(path).keys()
-        types = flags.in_form(self.dataclass_types, flags.names_in(words) | keys)
-        same = types == list(self.dataclass_types)
-        return self if same else TrlParser(types, **self._options)
+        return flags.reformed(self, flags.names_in(words) | keys)
+
+    def _begin(self, other: TrlParser, types: Any) -> None:
+        """Make another one for these dataclasses with this one's options."""
+        TrlParser.__init__(other, types, **self._options)
 
     def unknown_strings(self, args: Iterable[str]) -> tuple[list[str], list[str]]:
         """What neither dataclass takes: (the file's, as `--key value`; the command line's).

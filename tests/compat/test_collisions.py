@@ -164,6 +164,59 @@ def test_ppo_config_of_a_parser_by_flags_and_keys(tmp_path):
     assert type(config) is fastrl.PPOTrainConfig
 
 
+class OwnParser(fastrl.TrlParser):
+    """Asks for no dataclasses and knows something."""
+
+    def __init__(self):
+        super().__init__((fastrl.PPOConfig, fastrl.ModelConfig), prog="own")
+        self.known = 3
+        self.add_argument("--mine", type=int, default=self.known)
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, rest = super().parse_known_args(args, namespace)
+        return found, [word for word in rest if word != "--dropped"]
+
+
+class OwnHfParser(HfArgumentParser):
+    """The same of transformers'."""
+
+    def __init__(self):
+        super().__init__((fastrl.PPOConfig, fastrl.ModelConfig), prog="own")
+        self.known = 3
+        self.add_argument("--mine", type=int, default=self.known)
+
+
+@pytest.mark.parametrize("kind", [OwnParser, OwnHfParser])
+def test_a_parser_of_ones_own_stays_so_in_the_other_form(tmp_path, kind):
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "True"]
+    patch_transformers()
+    try:
+        parser = kind()
+        config, model, rest = parser.parse_args_into_dataclasses(words)
+        assert type(config) is fastrl.PPOTrainConfig and rest.mine == 3
+        assert config.learning_rate == 3e-6
+        parser.set_defaults(learning_rate=7e-3, lora_r=5)
+        config, model, rest = parser.parse_args_into_dataclasses([*words, "--mine", "4"])
+        assert (config.learning_rate, model.lora_r, rest.mine) == (7e-3, 5, 4)
+        classic, *_ = parser.parse_args_into_dataclasses(["--init_kl_coef", "0.3"])
+        assert type(classic) is fastrl.PPOConfig and classic.learning_rate == 7e-3
+    finally:
+        restore_transformers()
+
+
+def test_trl_parser_takes_its_defaults_and_its_class_to_the_other_form(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "True"]
+    parser = OwnParser()
+    parser.set_defaults_with_config(gamma=0.5, lora_alpha=6)
+    config, model, rest = parser.parse_args_and_config([*words, "--mine", "8", "--dropped"])
+    assert type(config) is fastrl.PPOTrainConfig and rest.mine == 8
+    assert (config.gamma, model.lora_alpha) == (0.5, 6)
+    parser = fastrl.TrlParser(fastrl.PPOConfig)
+    parser.set_defaults(output_dir=str(tmp_path), use_cpu=True)
+    (config,) = parser.parse_args_and_config([])
+    assert type(config) is fastrl.PPOTrainConfig and config.output_dir == str(tmp_path)
+
+
 def test_ppo_trainer_by_its_config_and_keywords(monkeypatch):
     made = []
     monkeypatch.setattr(
