@@ -29,7 +29,8 @@ def accepts_legacy_fields(
         was: generation ("0.7", "0.11") -> today's fields -> the defaults they had then. They hold
             for fields that are not given while `set_api` pins that generation.
         beside: attributes that the constructor sets though they are no fields (any more): other
-            configs have them now, and one command line may fill both.
+            configs have them now, and one command line may fill both. Of an object, though not of
+            the class, they are fields: `dataclasses.replace` and `asdict` take them along.
 
     Raises (when constructed):
         TypeError: an unknown field (with the closest known one), one given under two names, one
@@ -58,9 +59,23 @@ def accepts_legacy_fields(
         cls._legacy_fields = table
         cls._was_defaults = was or {}
         cls._beside_fields = tuple(beside)
+        if beside:
+            cls.__dataclass_fields__ = _Fields(cls, beside)
         return cls
 
     return decorate
+
+
+class _Fields:
+    """`__dataclass_fields__` of a class; its objects have some more, with the class's defaults."""
+
+    def __init__(self, cls: Any, more: Sequence[str]) -> None:
+        self.own = cls.__dataclass_fields__
+        rows = [(name, Any, dataclasses.field(default=getattr(cls, name))) for name in more]
+        self.more = dataclasses.make_dataclass("More", rows).__dataclass_fields__
+
+    def __get__(self, instance: Any, owner: type) -> dict[str, Any]:
+        return self.own if instance is None else self.own | self.more
 
 
 def translate_fields(

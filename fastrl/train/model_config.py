@@ -19,8 +19,8 @@ _WAS = {generation: {"dtype": None} for generation in ("0.7", "0.11")}
 class ModelConfig:
     """The model, its adapter and its quantization.
 
-    `trust_remote_code` is an attribute and an argument but no field: it is one of the trainers'
-    configs, and a parser that fills both sets both.
+    `trust_remote_code` is an attribute and an argument but no field of the class: it is one of the
+    trainers' configs, and a parser that fills both sets both.
 
     Raises:
         ValueError: both 8 and 4 bits are asked for.

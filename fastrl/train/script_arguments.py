@@ -21,8 +21,8 @@ class ScriptArguments:
     """One dataset and its splits.
 
     `gradient_checkpointing_use_reentrant`, of TRL 0.12 to 0.28, is an argument, an attribute and a
-    flag but no field; a parser puts it into the training arguments. So is `config`, of TRL 0.12:
-    `TrlParser` reads the file.
+    flag but no field of the class; a parser puts it into the training arguments. So is `config`, of
+    TRL 0.12: `TrlParser` reads the file.
     """
 
     dataset_name: str | None = field(

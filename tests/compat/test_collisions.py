@@ -700,6 +700,28 @@ def test_running_moments_are_tensors_that_a_file_can_hold(tmp_path):
     assert json.loads((tmp_path / "running.json").read_text())["count"] == pytest.approx(3)
 
 
+def test_copies_take_along_what_is_no_field_of_the_class():
+    config = fastrl.ModelConfig("x", trust_remote_code=True)
+    script = fastrl.ScriptArguments("rows", gradient_checkpointing_use_reentrant=True)
+    model, rows = dataclasses.replace(config, lora_r=8), dataclasses.replace(script)
+    assert (model.trust_remote_code, model.lora_r, model.model_name_or_path) == (True, 8, "x")
+    assert rows.gradient_checkpointing_use_reentrant is True and rows == script
+    assert dataclasses.replace(config, trust_remote_code=False).trust_remote_code is False
+    assert dataclasses.asdict(config)["trust_remote_code"] is True
+    assert dataclasses.asdict(script)["gradient_checkpointing_use_reentrant"] is True
+    assert pickle.loads(pickle.dumps(model)).trust_remote_code is True
+
+    @dataclasses.dataclass
+    class Own(fastrl.ModelConfig):
+        more: int = 1
+
+        def __post_init__(self):
+            super().__post_init__()
+
+    assert [f.name for f in dataclasses.fields(Own)][-1] == "more"
+    assert dataclasses.replace(Own("x", more=2), lora_r=8).more == 2
+
+
 def test_trl_parser_of_0_11(tmp_path):
     types = (fastrl.DPOScriptArguments, TrainingArguments)
     file = tmp_path / "run.yaml"
