@@ -202,7 +202,8 @@ def test_errors_are_usage_errors(machine, stubs, capsys):
         (["--accelerate_config", "zero9"], "zero9: neither a file"),
         (["--accelerate_config", "zero3"], "needs GPUs"),
         (["--packking"], "did you mean '--packing'"),
-        (["--max_seq_length", "4", "--past_index", "3"], "no longer takes past_index=3"),
+        (["--logging_dir", "logs", "--past_index", "3"], "no longer takes past_index=3"),
+        (["--max_seq_length", "4"], "--max_length is given both by that name"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*WORDS, *words])
