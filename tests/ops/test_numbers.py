@@ -88,7 +88,9 @@ def test_complex_scores_are_refused(backend):
         ops.shaped_rewards(torch.zeros(2, dtype=torch.complex64), X, X, ONES, 0.1)
 
 
-@pytest.mark.parametrize("lengths", ["12", None, 5, (n for n in [1, 2])], ids=str)
+@pytest.mark.parametrize(
+    "lengths", ["12", None, 5, pytest.param((n for n in [1, 2]), id="generator")], ids=str
+)
 def test_lengths_that_are_no_list(lengths):
     with pytest.raises(ValueError, match=f"not a {type(lengths).__name__}; give a list"):
         ops.plan_packing(lengths, 4)
