@@ -2,6 +2,7 @@
 # make test        set up .venv, then the tests (<= 15 minutes on two cores)
 # make test-slow   those that start processes, build packages or train (<= 30 minutes)
 # make test-deepspeed   training in shares, with DeepSpeed in an environment of its own (<= 5 minutes)
+#                  (all three run PROCESSES=2 tests at a time)
 # make bench       peers' environments, benchmarks, table
 # make lint        ruff and clang-format
 # make native      rebuild the native libraries in place
@@ -53,11 +54,15 @@ $(READY): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
 
+# A file's tests stay in one process, so that what they share is made once.
+PROCESSES ?= 2
+PYTEST := -m pytest -n $(PROCESSES) --dist loadfile -q --durations=10
+
 test: $(READY)
-	$(BIN)/python -m pytest tests -m "not slow and not gpu" -q --durations=10
+	$(BIN)/python $(PYTEST) tests -m "not slow and not gpu"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest tests -m "slow and not gpu" -q --durations=10
+	$(BIN)/python $(PYTEST) tests -m "slow and not gpu"
 
 # The environment's packages and DeepSpeed, which has no wheel and needs torch to be built.
 DEEPSPEED := .venvs/deepspeed
@@ -74,8 +79,8 @@ $(DEEPSPEED_READY): constraints.txt | $(READY)
 	@touch $@
 
 test-deepspeed: $(DEEPSPEED_READY)
-	$(DEEPSPEED)/bin/python -m pytest tests/distributed \
-	  tests/examples/test_launch_configs.py -q -k "zero or deepspeed_num_gpus" --durations=5
+	$(DEEPSPEED)/bin/python $(PYTEST) tests/distributed tests/examples/test_launch_configs.py \
+	  -k "zero or deepspeed_num_gpus"
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py

@@ -12,6 +12,8 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
+from filelock import FileLock
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w"]
@@ -47,9 +49,15 @@ def _compile(folder: Path) -> Path:
     if not _sources()[0].exists():
         raise Unavailable("csrc is not here (an installed copy)")
     target = folder / f"{_digest()}.so"
-    if target.exists():
-        return target
-    includes = [HERE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    with FileLock(folder / "lock"):  # tests may run in several processes
+        if not target.exists():
+            _build(target, compiler, pybind11.get_include())
+    return target
+
+
+def _build(target: Path, compiler: str, pybind11_headers: str) -> None:
+    folder = target.parent
+    includes = [HERE, ROOT / "csrc", pybind11_headers, sysconfig.get_paths()["include"]]
     command = [compiler, *FLAGS, *(f"-I{path}" for path in includes), "-x", "c++", "-c"]
     objects = [folder / f"{source.stem}.o" for source in _sources()]
     waiting = list(zip(_sources(), objects, strict=True))
@@ -65,7 +73,6 @@ def _compile(folder: Path) -> Path:
     partial = folder / "partial.so"
     subprocess.run([compiler, "-shared", *map(str, objects), "-o", str(partial)], check=True)
     partial.replace(target)
-    return target
 
 
 def load(folder: Path) -> ModuleType:
