@@ -9,22 +9,21 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from fastrl.data.collate_classic import not_classic
 from fastrl.data.prepare_legacy import begin_with_bos
 from fastrl.models import adapters
 from fastrl.train import setup
+from fastrl.train.answers import AnswerTrainer
 from fastrl.train.batch import Batch
 from fastrl.train.callbacks import SyncRefModelCallback
 from fastrl.train.frozen import Reference, reference_model
 from fastrl.train.pair_samples import PairSamples
 from fastrl.train.precompute import precompute
 from fastrl.train.preference_config import PreferenceConfig
-from fastrl.train.trainer import Trainer
 
 
-class PreferenceTrainer(PairSamples, Trainer):
+class PreferenceTrainer(PairSamples, AnswerTrainer):
     """A `Trainer` with a reference, and the constructor of those that have one.
 
     A subclass names its `_config`, how rows are prepared (`_prepare`) and collated (`_collator`),
@@ -50,8 +49,6 @@ class PreferenceTrainer(PairSamples, Trainer):
     """
 
     _config: ClassVar[type[PreferenceConfig]]
-    _prepare: Callable[[Any, Any, Any, str], Any]
-    _api_generation = "1"
 
     def __init__(
         self,
@@ -68,18 +65,16 @@ class PreferenceTrainer(PairSamples, Trainer):
         quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
-        args = self._config.of(args, setup.run_name(model, self._name))
-        setup.check_dataset("train_dataset", train_dataset, args)
-        set_seed(args.seed)
+        args = self._settled(model, args, train_dataset)
         model, reference, tokenizer = self._assemble(
             model, ref_model, args, processing_class, quantization_config, peft_config
         )
         super().__init__(
             model,
             args,
-            not_classic(data_collator) or self._collator(tokenizer, args),
-            self._prepared(train_dataset, tokenizer, args, "train"),
-            setup.each(eval_dataset, lambda rows: self._prepared(rows, tokenizer, args, "eval")),
+            data_collator,
+            train_dataset,
+            eval_dataset,
             tokenizer,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
@@ -93,10 +88,7 @@ class PreferenceTrainer(PairSamples, Trainer):
         """Token ids; in a call as of TRL 0.7 or 0.11 every prompt begins with BOS, as it did."""
         if self._api_generation != "1":
             dataset = begin_with_bos(dataset, tokenizer, name)
-        return type(self)._prepare(dataset, tokenizer, args, name)
-
-    def _collator(self, tokenizer: PreTrainedTokenizerBase, args: Any) -> Any:
-        raise NotImplementedError
+        return super()._prepared(dataset, tokenizer, args, name)
 
     def _assemble(
         self,
@@ -108,10 +100,9 @@ class PreferenceTrainer(PairSamples, Trainer):
         peft_config: Any,
     ) -> tuple[nn.Module, nn.Module | None, Any]:
         """Policy, separate reference or None, and tokenizer."""
-        model = setup.policy(model, args, quantization_config)
-        tokenizer = setup.tokenizer(processing_class, model, args)
-        setup.set_pad_token(tokenizer, model, args)
-        model = setup.with_adapter(model, peft_config, args)
+        model, tokenizer = self._policy(
+            model, args, processing_class, quantization_config, peft_config
+        )
         once = args.precompute_ref_log_probs
         reference = reference_model(model, ref_model, peft_config is not None, asked_once=once)
         self.router_aux_loss_coef = setup.router_aux_loss_coef(model, args.router_aux_loss_coef)
@@ -178,7 +169,7 @@ class PreferenceTrainer(PairSamples, Trainer):
 
     def prepare_eval_dataset(self, dataset: Any) -> Any:
         """As the evaluation dataset given at construction."""
-        rows = self._prepared(dataset, self.processing_class, self.args, "eval")
+        rows = super().prepare_eval_dataset(dataset)
         if not self.args.precompute_ref_log_probs:
             return rows
         gone = self.ref_model is None and not adapters.is_peft(self.model)
