@@ -36,10 +36,11 @@ class _Common:
 
     @staticmethod
     def of(spans: Places, fed: np.ndarray, shared: tuple[Shared, ...]) -> _Common:
-        """Sharing ends before the first scored place, so every place has a state of its own.
+        """Sharing ends before a place that several spans score: each has a state of its own there.
 
         Where answers are scored from their first token, the last common token is therefore fed
-        once per span: its state predicts that token.
+        once per span: its state predicts that token. What the first span alone scores of the
+        common tokens is scored where they are fed once, which is right before its own.
         """
         leader = np.arange(len(fed))
         count = np.zeros_like(fed)
@@ -47,8 +48,10 @@ class _Common:
         for group in shared:
             members = np.asarray([span for span in group.spans if fed[span]], dtype=np.int64)
             if len(members) > 1:
-                leader[members] = members.min()
-                count[members] = min(group.length, first[members].min())
+                members.sort()
+                leader[members] = members[0]
+                last = min(first[members[1:]].min(), fed[members].min() - 1)
+                count[members] = min(group.length, last)
         return _Common(leader, count)
 
 

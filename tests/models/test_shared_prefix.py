@@ -83,7 +83,7 @@ def test_what_is_shared_is_fed_once(tiny: Any, groups: Tokens) -> None:
 
 def test_sharing_ends_before_the_first_score(tiny: Any, groups: Tokens) -> None:
     model = tiny("llama")
-    early = [3, 8, 6, np.array([6, 7, 18]), 3, 7, np.array([9, 13])]
+    early = [6, 8, 6, np.array([3, 7, 18]), 3, 7, np.array([9, 13])]
     tokens = dataclasses.replace(groups, scored=early)
     want = logprobs(model, dataclasses.replace(tokens, shared=()))
     fed = fed_by(model)
@@ -93,6 +93,35 @@ def test_sharing_ends_before_the_first_score(tiny: Any, groups: Tokens) -> None:
     nothing = dataclasses.replace(tokens, scored=[1] * len(LENGTHS))
     logprobs(model, nothing)
     assert fed[-1] == sum(LENGTHS) - len(LENGTHS)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
+def test_the_first_span_may_score_what_is_shared(
+    family: str, tiny: Any, groups: Tokens, twin: Any, grads: Any
+) -> None:
+    scored = [np.array([2, 4, 8]), 1, 6, np.array([6, 7, 18]), 3, 7, np.array([9, 13])]
+    tokens = dataclasses.replace(groups, scored=scored)
+    model = tiny(family)
+    plain = twin(model)
+    table = plain(input_ids=tokens.ids).logits[:, :-1].log_softmax(-1)
+    chosen = tokens.ids[:, 1:, None]
+    want = table.gather(-1, chosen)[..., 0]
+    prepare_policy(model)
+    fed = fed_by(model)
+    got = logprobs(model, tokens)
+    # Five and six common tokens once; what predicts the last of each span ends it.
+    assert fed == [5 + (8 - 5) + (18 - 5) + (13 - 5) + 6 + (7 - 6) + (10 - 6) + 8]
+    assert got.mask.sum() == 3 + 7 + 3 + 6 + 4 + 2
+    torch.testing.assert_close(got.logp, want * got.mask, **CLOSE[torch.float64])
+    weights = torch.linspace(-1, 1, want.numel()).view_as(want).double()
+    (weights * want * got.mask).sum().backward()
+    (weights * got.logp).sum().backward()
+    mine, theirs = grads(model), grads(plain)
+    for name, expected in theirs.items():
+        limit = 1e-6 * max(expected.abs().max().item(), 1e-3)
+        torch.testing.assert_close(mine[name], expected, rtol=0, atol=limit)
+    with torch.no_grad():
+        torch.testing.assert_close(logprobs(model, tokens).logp, got.logp.detach())
 
 
 def test_no_gradient_crosses_answers(tiny: Any, groups: Tokens) -> None:
