@@ -54,15 +54,19 @@ class Collecting:
 
     Args:
         trainer: the `OnlineTrainer`.
-        rewards: the reward functions.
+        rewards: the reward functions; None: see `Unscored`.
         drawn_by: how answers come about where the engine does not simply draw them.
     """
 
-    def __init__(self, trainer: Any, rewards: RewardFunctions, drawn_by: DrawnBy) -> None:
+    _rewards: RewardFunctions
+
+    def __init__(self, trainer: Any, rewards: RewardFunctions | None, drawn_by: DrawnBy) -> None:
         self._trainer = trainer
-        self._rewards = rewards
+        if rewards is not None:
+            self._rewards = rewards
         self._drawing = Drawing(trainer, drawn_by)
-        self.completions = CompletionLog(trainer.args, trainer.accelerator, rewards.names)
+        names = [] if rewards is None else rewards.names
+        self.completions = CompletionLog(trainer.args, trainer.accelerator, names)
         self._user_metrics: dict[str, list[float]] = defaultdict(list)
         self._prompts_seen = 0
         self._idle = 0  # generation batches on end that taught nothing
@@ -302,6 +306,22 @@ class Collecting:
             pairs = [one[name] for one in several if name in one]
             total, count = (sum(part) for part in zip(*pairs, strict=True))
             trainer.host_metrics.add(name, total / count)
+
+
+class Unscored(Collecting):
+    """Draws and records answers that no reward function scores: their scores are (B, 0)."""
+
+    def __init__(self, trainer: Any, drawn_by: DrawnBy) -> None:
+        super().__init__(trainer, None, drawn_by)
+
+    def _scored(self, rows: list[Row]) -> Scored:
+        with agreed(self._trainer.accelerator, "drawing answers"):
+            drawn = self._drawing.draw(rows)
+        return Scored(rows, drawn, torch.zeros(len(rows), 0), {})
+
+    def _record_rewards(self, found: Scored, scores: torch.Tensor, answers: Experience) -> None:
+        drawn = found.drawn
+        self.completions.add(drawn.prompts, drawn.completions, scores.tolist(), None, {})
 
 
 def weighted_total(scores: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -59,14 +59,15 @@ class CompletionLog:
         prompts: list[Text],
         completions: list[Text],
         rewards: list[list[float]],
-        advantages: list[float],
+        advantages: list[float] | None,
         extra: Mapping[str, list[Any]],
     ) -> None:
         """Add a batch.
 
         Args:
             prompts, completions: of this process.
-            rewards, advantages: of all processes; rewards a list for each completion.
+            rewards, advantages: of all processes; rewards a list for each completion; None where
+                answers have no advantages.
             extra: columns of the user's, of this process.
         """
         if not self._args.log_completions:
@@ -75,7 +76,8 @@ class CompletionLog:
         columns |= {name: [row[i] for row in rewards] for i, name in enumerate(self._names)}
         for name in sorted({name for names in self.of_all([list(extra)]) for name in names}):
             columns[name] = self.of_all(extra.get(name, [None] * len(prompts)))
-        columns["advantage"] = advantages
+        if advantages is not None:
+            columns["advantage"] = advantages
         for values in zip(*columns.values(), strict=True):
             self._rows.append(dict(zip(columns, values, strict=True)))
 
@@ -146,7 +148,7 @@ class CompletionLog:
         most = self._args.num_completions_to_print
         rows = table if most is None else table.sample(min(most, len(table)), random_state=step)
         grid = Table(show_lines=True, expand=True)
-        numbers = [*self._names, "advantage"]
+        numbers = [name for name in (*self._names, "advantage") if name in table.columns]
         texts = [name for name in table.columns if name not in (*numbers, "step")]
         for name in texts:
             grid.add_column(name, overflow="fold")

@@ -129,22 +129,27 @@ class OnlineTrainer(PromptTrainer):
                 "are computed together (a router's auxiliary loss, top_entropy_quantile or a "
                 "compute_loss of your own); leave balance_ranks out"
             )
-        functions = online_setup.reward_functions(
-            reward_funcs, reward_processing_classes, args, self.accelerator, drawn_by
-        )
-        rewards = RewardFunctions(functions, timeout=args.reward_timeout)
-        self.reward_func_names = rewards.names
-        self.reward_weights = online_setup.reward_weights(args.reward_weights, rewards.names)
+        self._collecting = self._collector(reward_funcs, reward_processing_classes, drawn_by)
         if args.sync_ref_model:
             online_setup.require_apart(reference)
             self.add_callback(SyncRefModelCallback(reference, self.accelerator))
         self._reference = Reference(self.accelerator, reference)
         self._host_metrics = {mode: HostMetrics() for mode in ("train", "eval")}
-        self._collecting = Collecting(self, rewards, drawn_by)
         self._slices: list[Experience] = []  # of the present generation batch
         self._micro_step = 0  # micro-steps taken, over all epochs
         self._step_seconds = 0.0
         set_rank_seed(args.seed, device_specific=True)  # each process draws answers of its own
+
+    def _collector(self, reward_funcs: Any, tokenizers: Any, drawn_by: DrawnBy) -> Collecting:
+        """What draws answers and has them scored by `reward_funcs`."""
+        args = self.args
+        functions = online_setup.reward_functions(
+            reward_funcs, tokenizers, args, self.accelerator, drawn_by
+        )
+        rewards = RewardFunctions(functions, timeout=args.reward_timeout)
+        self.reward_func_names = rewards.names
+        self.reward_weights = online_setup.reward_weights(args.reward_weights, rewards.names)
+        return Collecting(self, rewards, drawn_by)
 
     def _check_ids(self) -> None:
         """Prompts become ids when they are drawn from, and are checked then."""

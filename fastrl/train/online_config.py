@@ -272,6 +272,11 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
         """What logits are divided by in log-probabilities: the policy that learns samples."""
         return self.temperature
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy is compared with another model."""
+        return self.beta != 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.pad_to_multiple_of = padding_multiple(self.pad_to_multiple_of, self.device.type)

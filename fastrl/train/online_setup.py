@@ -159,7 +159,7 @@ def assemble(
     setup.set_pad_token(tokenizer, model, args)
     model = setup.with_adapter(model, peft, args)
     reference = None
-    if args.beta != 0:
+    if args.needs_reference:
         reference = reference_model(model, ref_model, peft is not None, asked_once=False)
     if args.disable_dropout:
         setup.disable_dropout(model, reference)

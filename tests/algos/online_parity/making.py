@@ -17,7 +17,7 @@ import torch
 import transformers
 from datasets import Dataset
 
-from tests.algos.offline_parity.making import model, text, tokenizer, turn
+from tests.algos.offline_parity.making import COMMON, _fill, model, text, tokenizer, turn
 
 EOS = 1
 LETTERS = (5, 75)
@@ -46,6 +46,25 @@ def saved_model(folder: Path, kind: str) -> Path:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     return place
+
+
+def teacher(kind: str) -> transformers.PreTrainedModel:
+    """A model that is surer of itself than the student; kind: wide, granite, gemma2, like.
+
+    Its states are wider than a student's; granite scales its logits, gemma2 caps them.
+    """
+    sizes = {**COMMON, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1}
+    if kind == "granite":
+        config: Any = transformers.GraniteConfig(**sizes, logits_scaling=0.25)
+    elif kind == "gemma2":
+        config = transformers.Gemma2Config(**sizes, head_dim=12, final_logit_softcapping=1.5)
+    elif kind == "like":
+        config = model("qwen2").config
+    else:
+        config = transformers.Qwen2Config(**sizes, tie_word_embeddings=False)
+    made = transformers.AutoModelForCausalLM.from_config(config)
+    _fill(made, 0.25)
+    return made
 
 
 def fill_adapters(policy: torch.nn.Module) -> None:
@@ -170,7 +189,7 @@ REWARDS = {f.__name__: f for f in (spelling, brevity, luckiness, slowness)}
 
 
 def give_completions(trainer: Any, script: Script) -> None:
-    """Make fastrl's RLOO trainer answer by `script.answers(prompt_ids, trainer)[0]`."""
+    """Make a trainer of fastrl's answer by `script.answers(prompt_ids, trainer)[0]`."""
     from fastrl.rollout import Completion
 
     def complete(prompts: list[list[int]], room: object = None) -> list[Completion]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.algos.online_parity import cases, making, ranks, records, running
+from tests.algos.online_parity import cases, distilled, making, ranks, records, running
 
 
 def give(trainer: Any, script: making.Script) -> None:
@@ -60,7 +60,8 @@ def main(wanted: list[str]) -> None:
     if "--ranks" in wanted:
         two_ranks(versions)
         return
-    for case in cases.ALL:
+    everything = [*cases.ALL, *distilled.ALL]
+    for case in everything:
         if wanted and not any(case.name.startswith(start) for start in wanted):
             continue
         started = time.monotonic()
@@ -69,7 +70,7 @@ def main(wanted: list[str]) -> None:
         found = running.run(case, trl, give, claim)
         said = records.differences(found, records.read(case)) if noise else []
         if not noise:
-            records.write(case, versions, found, [case.name for case in cases.ALL])
+            records.write(case, versions, found, [case.name for case in everything])
         print(case.name, f"{time.monotonic() - started:.1f} s", *said[:3], sep="\n    ", flush=True)
 
 

@@ -25,7 +25,7 @@ class Case:
     """A trainer, what differs from the base configuration, and what it learns from."""
 
     name: str
-    trainer: str = "GRPO"  # GRPO | RLOO
+    trainer: str = "GRPO"  # GRPO | RLOO | Distillation
     config: dict[str, Any] = field(default_factory=dict)
     model: str = "qwen2"
     lora: str = ""  # new: as a peft_config; given: a PeftModel with an adapter of its own
@@ -36,6 +36,7 @@ class Case:
     rewards: tuple[str, ...] = ("spelling", "brevity")
     script: frozenset[str] = frozenset()  # logps, holes, luck, env_mask: see `making.Script`
     engine: bool = False  # logps are vLLM's
+    teacher: str = "wide"  # of Distillation, which has no rewards
     group: str = "grpo"  # the file it is recorded in
 
 
@@ -90,6 +91,13 @@ def _rewards(case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
+def _judged(case: Case, folder: Path) -> dict[str, Any]:
+    """What answers are judged by."""
+    if case.trainer == "Distillation":
+        return {"teacher_model": making.teacher(case.teacher)}
+    return _rewards(case, folder)
+
+
 def _data(case: Case, rows: list[Dataset]) -> dict[str, Any]:
     train, *others = (part.to_iterable_dataset() if case.stream else part for part in rows)
     sets = {"": None, "one": others[0], "several": dict(zip(("near", "far"), others, strict=True))}
@@ -104,7 +112,10 @@ def trainer_of(
     sizes = {0: 40, 1: 6, 2: 4}
     rows = [making.prompts(size, case.chat, seed) for seed, size in sizes.items()]
     script = making.Script(rows, case.script)
-    config = getattr(library, f"{case.trainer}Config")(str(folder), **{**BASE, **case.config})
+    settings = {**BASE, **case.config}
+    if case.trainer == "Distillation":  # one answer a prompt
+        del settings["num_generations"]
+    config = getattr(library, f"{case.trainer}Config")(str(folder), **settings)
     data = _data(case, rows)
     if case.trainer == "GRPO":
         data["rollout_func"] = script.rollout
@@ -112,12 +123,12 @@ def trainer_of(
         args=config,
         processing_class=making.tokenizer(),
         **_policy(case, folder),
-        **_rewards(case, folder),
+        **_judged(case, folder),
         **data,
     )
     if case.lora == "new":
         making.fill_adapters(trainer.model)
-    if case.trainer == "RLOO":
+    if case.trainer != "GRPO":
         give(trainer, script)
     if case.engine:
         claim(trainer)
