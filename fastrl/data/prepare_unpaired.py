@@ -19,13 +19,13 @@ from fastrl.data.rows import Rows, split_points, with_eos
 from fastrl.data.tokenize import Encoder
 
 logger = logging.getLogger(__name__)
-_KINDS = ("unpaired_preference", "preference", "preference_implicit")
+UNPAIRED_KINDS = ("unpaired_preference", "preference", "preference_implicit")
 _REFERENCE = ("ref_logps", "ref_KL_logps")
 _MAP_ROWS = 1000  # rows a call of `map` sees, about
 
 
 @dataclass(frozen=True)
-class _UnpairedRows:
+class UnpairedRows:
     """Rows -> prompt_ids, completion_ids and label; a batch of pairs -> chosen, then rejected."""
 
     processing_class: Any
@@ -40,7 +40,7 @@ class _UnpairedRows:
         return Encoder(self.processing_class)
 
     def __call__(self, rows: Rows) -> Made:
-        prompts, completions, labels, origin = self._parts(rows)
+        prompts, completions, labels, origin = self.parts(rows)
         if not self.conversational:
             completions = with_eos(completions, self.eos)
         whole = [a + b for a, b in zip(prompts, completions, strict=True)]
@@ -60,7 +60,7 @@ class _UnpairedRows:
         left = [row for row, k in enumerate(points) if limit is None or k < limit]
         return only(columns, left), [origin[row] for row in left]
 
-    def _parts(self, rows: Rows) -> tuple[list[Any], list[Any], list[bool], list[int]]:
+    def parts(self, rows: Rows) -> tuple[list[Any], list[Any], list[bool], list[int]]:
         """Prompts, completions, labels and the row each comes from."""
         read: Callable[[str], list[Any]] = rows.chats if self.conversational else rows.texts
         count = len(rows)
@@ -154,8 +154,8 @@ def prepare_unpaired(
     with_kl = args.loss_type == "kto" if with_kl is None else with_kl
     if {*_MADE, *(["KL_completion_ids"] if with_kl else [])} <= set(columns):
         return dataset
-    found = detect_format(columns, first_row(dataset, name), wanted=_KINDS)
-    step = _UnpairedRows(
+    found = detect_format(columns, first_row(dataset, name), wanted=UNPAIRED_KINDS)
+    step = UnpairedRows(
         processing_class=processing_class,
         kind=found.kind,
         conversational=found.conversational,

@@ -45,10 +45,11 @@ class Encoder:
         self.known: dict[str, list[int]] = {}
         self.by_pieces = True
 
-    def texts(self, texts: Sequence[str]) -> TokenLists:
-        """Token ids of each text, with the special tokens the tokenizer adds."""
-        if self.words is None or self.tokenizer.num_special_tokens_to_add():
-            return self._whole(texts, add_special_tokens=True)
+    def texts(self, texts: Sequence[str], add_special_tokens: bool = True) -> TokenLists:
+        """Token ids of each text, with the special tokens the tokenizer adds or without."""
+        adds = add_special_tokens and self.tokenizer.num_special_tokens_to_add()
+        if self.words is None or adds:
+            return self._whole(texts, add_special_tokens)
         return self._joined(texts)
 
     def chats(

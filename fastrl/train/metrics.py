@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-Kind = Literal["ratio", "gap", "min", "max"]
+Kind = Literal["ratio", "gap", "pool", "min", "max"]
 Key = tuple[str, Kind]
 
 
@@ -17,7 +17,8 @@ class Metrics:
 
     A micro-step's value is a ratio over all processes (sum of numerators by sum of denominators),
     or the extreme over all of them. What is logged is the plain mean over micro-steps; those whose
-    denominator is 0 on every process, and those whose extreme is not finite, do not count.
+    denominator is 0 on every process, and those whose extreme is not finite, do not count. What is
+    pooled is instead the sum of all numerators by that of all denominators.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -55,6 +56,10 @@ class Metrics:
         quad = torch.stack([part.detach().float() for part in (*left, *right)])
         self._held.setdefault((name, "gap"), []).append(quad)
 
+    def pool(self, name: str, numerator: torch.Tensor, denominator: torch.Tensor) -> None:
+        """Add to the numerator and denominator of one ratio over all micro-steps."""
+        self._add((name, "pool"), numerator, denominator)
+
     def least(self, name: str, values: torch.Tensor) -> None:
         """Add a micro-step's smallest entry."""
         self._add((name, "min"), values.detach().min(), 1.0)
@@ -78,7 +83,7 @@ class Metrics:
         """
         held, self._held = self._held, {}
         found: dict[str, float] = {}
-        for kind in ("ratio", "gap", "min", "max"):
+        for kind in ("ratio", "gap", "pool", "min", "max"):
             names = [name for name, of in held if of == kind]
             if names:
                 found.update(self._means(kind, names, held))
@@ -95,6 +100,8 @@ class Metrics:
         found = {}
         rows = joined.cpu()
         for name, own in zip(names, rows.split([len(s) for s in steps]), strict=True):
+            if kind == "pool":
+                own = own.double().sum(0, keepdim=True)
             if kind == "ratio":
                 own[:, 1].clamp_(min=self._least_denominator.get(name, 0.0))
             counted = own[(own[:, 1::2] != 0).all(1)].double()
@@ -107,6 +114,6 @@ class Metrics:
 
 
 def _over_processes(kind: Kind, gathered: torch.Tensor) -> torch.Tensor:
-    if kind in ("ratio", "gap"):
+    if kind in ("ratio", "gap", "pool"):
         return gathered.sum(0)
     return gathered.amin(0) if kind == "min" else gathered.amax(0)

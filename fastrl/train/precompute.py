@@ -42,7 +42,7 @@ def precompute(
     broadcast_object_list(fingerprint)
     file = dataset._get_cache_file_path(fingerprint[0])
     if not Path(file).exists():
-        columns = _run(trainer, dataset, batch_size, score)
+        columns = over_dataset(trainer, dataset, batch_size, score, "Reference over the dataset")
         if trainer.accelerator.is_main_process:
             _write(dataset, columns, fingerprint[0], file)
         trainer.accelerator.wait_for_everyone()
@@ -50,16 +50,22 @@ def precompute(
 
 
 @torch.no_grad()
-def _run(
-    trainer: Trainer, dataset: Dataset, batch_size: int, score: Score
+def over_dataset(
+    trainer: Trainer, dataset: Dataset, batch_size: int, score: Score, shown_as: str
 ) -> dict[str, torch.Tensor]:
+    """The columns that `score` gives of all rows, in fp32 on the host, alike on every process.
+
+    Args:
+        trainer, dataset, batch_size, score: as `precompute` takes them.
+        shown_as: what the progress bar says.
+    """
     loader = trainer.accelerator.prepare(
         DataLoader(dataset, batch_size, collate_fn=trainer.data_collator)
     )
     was_training = trainer.model.training
     trainer.model.eval()
     found: dict[str, list[torch.Tensor]] = {}
-    shown = tqdm(loader, desc="Reference over the dataset", disable=trainer.args.disable_tqdm)
+    shown = tqdm(loader, desc=shown_as, disable=trainer.args.disable_tqdm)
     for batch in shown:
         # The last batch may repeat rows so that all processes get one; those are dropped again.
         columns = trainer.accelerator.gather_for_metrics(score(Batch(batch)))
