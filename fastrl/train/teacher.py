@@ -1,0 +1,81 @@
+"""The model that a student is compared with, checked and loaded before anything is changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fastrl.train import setup
+
+_NAME = "args.teacher_model_name_or_path"
+
+
+def teacher_model(given: Any, student: Any, args: Any) -> nn.Module:
+    """The teacher: as given, or loaded by the name given here or in `args`.
+
+    Args:
+        given: a name or folder, a model, or None.
+        student: what the trainer was given as `model`.
+        args: with the fields `teacher_model_*` of `DistillationConfig`.
+
+    Raises:
+        ValueError: for none, two different ones, the student itself, or settings of loading beside
+            a model that is loaded.
+        TypeError: for what is neither a name nor a model.
+    """
+    named = args.teacher_model_name_or_path
+    if given is None and named is None:
+        raise ValueError(f"teacher_model is required: give a model, or a name there or in {_NAME}")
+    given = named if given is None else given
+    own = given if isinstance(given, str) else _name_of(given)
+    if named not in (None, own):
+        raise ValueError(
+            f"teacher_model is {own!r} and {_NAME} {named!r}, two teachers; leave one of them out"
+        )
+    if isinstance(given, str):
+        return _loaded(given, args)
+    if given is student:
+        raise ValueError(
+            "teacher_model is the object given as model, so the student would be compared with "
+            "itself and learn nothing; give another model"
+        )
+    for name in ("teacher_model_init_kwargs", "teacher_model_revision"):
+        if getattr(args, name, None):
+            raise ValueError(
+                f"args.{name} is for a teacher given by name; this one is loaded already"
+            )
+    return given
+
+
+def _name_of(model: Any) -> str:
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(
+            f"teacher_model must be a name or a transformers model, got {type(model).__name__}"
+        )
+    return model.config._name_or_path
+
+
+def _loaded(name: str, args: Any) -> nn.Module:
+    keywords: dict[str, Any] = dict(args.teacher_model_init_kwargs or {})
+    revision = getattr(args, "teacher_model_revision", None)
+    if revision is not None:
+        keywords.setdefault("revision", revision)
+    if args.distributed_state.num_processes > 1:
+        keywords["device_map"] = None
+    keywords.setdefault("trust_remote_code", args.trust_remote_code)
+    return setup.create_model_from_path(name, **keywords)
+
+
+def require_one_vocabulary(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse models whose distributions are not over the same tokens.
+
+    Raises:
+        ValueError: for vocabularies of different size.
+    """
+    mine, theirs = (part.config.get_text_config().vocab_size for part in (student, teacher))
+    if mine != theirs:
+        raise ValueError(
+            f"teacher_model has vocab_size {theirs} and the student {mine}, but both must give a "
+            "probability to the same tokens; take a teacher of the student's family"
+        )
