@@ -15,6 +15,7 @@ from fastrl.ops.plan_packing import PackingPlan, plan_packing
 from fastrl.ops.sample import gumbel_noise, sample
 from fastrl.ops.segment_attention import segment_attention
 from fastrl.ops.shaped_rewards import shaped_rewards
+from fastrl.ops.token_divergence import logits_divergence, token_divergence
 from fastrl.ops.token_logprobs import token_logprobs
 from fastrl.ops.whiten import whiten
 
@@ -30,12 +31,14 @@ __all__ = [
     "leave_one_out",
     "linear_nll",
     "linear_token_logprobs",
+    "logits_divergence",
     "penalise",
     "plan_packing",
     "sample",
     "segment_attention",
     "set_logits_budget",
     "shaped_rewards",
+    "token_divergence",
     "token_logprobs",
     "use_backend",
     "whiten",

@@ -111,13 +111,13 @@ def sweep(
     buffer = backend.memory((cut.rows * cut.columns if keep is None else 0,), hidden)
     for rows in cut.row_slices(len(hidden)):
         for columns in cut.column_slices(head.vocab):
-            tile = _place(buffer, rows, columns) if keep is None else keep[rows, columns]
+            tile = place(buffer, rows, columns) if keep is None else keep[rows, columns]
             head.project(hidden[rows], columns, tile)
             backend.fold(sums, rows, tile, targets[rows], columns.start, head.tile_temperature)
     return backend.finish(sums, head.vocab, head.tile_temperature)
 
 
-def _place(buffer: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
+def place(buffer: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
     """The head of a flat buffer as a dense (rows, columns) matrix."""
     shape = (rows.stop - rows.start, columns.stop - columns.start)
     return buffer[: shape[0] * shape[1]].view(shape)
@@ -170,7 +170,7 @@ class Wanted:
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
-class _Backward:
+class Backward:
     """Takes gradients of logits tile by tile, in any cut, and gives those of the inputs."""
 
     def __init__(
@@ -229,14 +229,14 @@ def gradients(
     # Through a cap the backward needs both the logits and their gradient.
     second = logits is None and head.softcap is not None
     fresh = torch.empty_like(buffer) if second else buffer
-    backward = _Backward(head, hidden, wanted, cut, backend)
+    backward = Backward(head, hidden, wanted, cut, backend)
     for rows in cut.row_slices(len(hidden)):
         part = scores.rows(rows)
         g, h = (None if grad is None else grad[rows] for grad in (grad_logp, grad_entropy))
         for columns in cut.column_slices(head.vocab):
-            d_tile = _place(buffer, rows, columns)
+            d_tile = place(buffer, rows, columns)
             if logits is None:
-                tile = head.project(hidden[rows], columns, _place(fresh, rows, columns))
+                tile = head.project(hidden[rows], columns, place(fresh, rows, columns))
             else:
                 tile = logits[rows, columns]
             where = (tile, targets[rows], columns.start)
@@ -262,16 +262,16 @@ def sweep_with_gradients(
     cut = whole_rows(hidden, head.vocab)
     buffer = backend.memory((cut.rows * cut.columns,), hidden)
     capped = buffer if head.softcap is None else torch.empty_like(buffer)
-    backward = _Backward(head, hidden, wanted, cut, backend)
+    backward = Backward(head, hidden, wanted, cut, backend)
     parts = []
     for rows in cut.row_slices(len(hidden)):
         for columns in cut.column_slices(head.vocab):
-            tile = head.project(hidden[rows], columns, _place(capped, rows, columns))
+            tile = head.project(hidden[rows], columns, place(capped, rows, columns))
             sums = backend.start(len(tile), statistics, hidden.device)
             everything = slice(0, len(tile))
             backend.fold(sums, everything, tile, targets[rows], 0, head.tile_temperature)
             part = backend.finish(sums, head.vocab, head.tile_temperature)
-            d_tile = _place(buffer, rows, columns)
+            d_tile = place(buffer, rows, columns)
             where = (tile, targets[rows], 0)
             g = grad_logp[rows]
             backend.gradient(*where, part, g, None, head.tile_temperature, out=d_tile)

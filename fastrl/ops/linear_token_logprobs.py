@@ -28,16 +28,21 @@ from fastrl.ops.token_logprobs import (
 )
 
 
-def linear_reference(
-    hidden: torch.Tensor, targets: torch.Tensor, head: Head
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """logp (N,), entropy (N,), statistics (3, N) by torch's own autograd, in float32 or wider."""
+def reference_logits(hidden: torch.Tensor, head: Head) -> torch.Tensor:
+    """z (N, V) by torch's own autograd, in float32 or wider."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     bias = None if head.bias is None else head.bias.to(wide)
     z = torch.nn.functional.linear(hidden.to(wide), head.weight.to(wide), bias) * head.scale
     if head.softcap is not None:
         z = head.softcap * torch.tanh(z / head.softcap)
-    z = z / head.temperature
+    return z / head.temperature
+
+
+def linear_reference(
+    hidden: torch.Tensor, targets: torch.Tensor, head: Head
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """logp (N,), entropy (N,), statistics (3, N) by torch's own autograd, in float32 or wider."""
+    z = reference_logits(hidden, head)
     logp, entropy, lse = TOKEN_LOGPROBS.differentiable().forward(z, targets, 1.0)
     return logp, entropy, statistics_of(z.detach(), targets, lse.detach(), 1.0)
 
@@ -257,6 +262,47 @@ class _Linear(torch.autograd.Function):
     backward = staticmethod(functools.partial(_gradient, _backward))
 
 
+def checked_head(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    scale: float,
+    prefix: str = "",
+) -> Head:
+    """The head that these hidden states fit; `prefix` stands before the arguments' names.
+
+    Raises:
+        TypeError, ValueError: as `linear_token_logprobs`.
+    """
+    hidden_name, weight_name, bias_name = (prefix + n for n in ("hidden", "weight", "bias"))
+    require_floating(hidden_name, hidden)
+    require_floating(weight_name, weight)
+    if hidden.dim() != 2:
+        raise ValueError(f"{hidden_name} must be (N, D), not {tuple(hidden.shape)}; flatten it")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
+        raise ValueError(
+            f"{weight_name} must be (V, {hidden.shape[1]}) to fit {hidden_name} "
+            f"{tuple(hidden.shape)}, not {tuple(weight.shape)}"
+        )
+    others = {weight_name: weight}
+    if bias is not None:
+        others[bias_name] = require_floating(bias_name, bias)
+        if tuple(bias.shape) != (weight.shape[0],):
+            raise ValueError(f"{bias_name} must be ({weight.shape[0]},), not {tuple(bias.shape)}")
+    for name, tensor in others.items():
+        require_device(name, tensor, hidden_name, hidden)
+        if tensor.dtype != hidden.dtype:
+            raise TypeError(
+                f"{name} is {tensor.dtype} and {hidden_name} {hidden.dtype}; cast one of them, for "
+                f"instance {name}.to({hidden_name}.dtype)"
+            )
+    temperature = require_positive("temperature", temperature)
+    softcap = None if softcap is None else require_positive(f"{prefix}softcap", softcap)
+    return Head(weight, bias, temperature, softcap, require_positive(f"{prefix}scale", scale))
+
+
 def checked_call(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -271,32 +317,10 @@ def checked_call(
     Raises:
         TypeError, ValueError: as `linear_token_logprobs`.
     """
-    require_floating("hidden", hidden)
-    require_floating("weight", weight)
-    if hidden.dim() != 2:
-        raise ValueError(f"hidden must be (N, D), not {tuple(hidden.shape)}; flatten it first")
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
-        raise ValueError(
-            f"weight must be (V, {hidden.shape[1]}) to fit hidden {tuple(hidden.shape)}, "
-            f"not {tuple(weight.shape)}"
-        )
-    others = {"weight": weight}
-    if bias is not None:
-        others["bias"] = require_floating("bias", bias)
-        if tuple(bias.shape) != (weight.shape[0],):
-            raise ValueError(f"bias must be ({weight.shape[0]},), not {tuple(bias.shape)}")
-    for name, tensor in others.items():
-        require_device(name, tensor, "hidden", hidden)
-        if tensor.dtype != hidden.dtype:
-            raise TypeError(
-                f"{name} is {tensor.dtype} and hidden {hidden.dtype}; cast one of them, for "
-                f"instance {name}.to(hidden.dtype)"
-            )
+    head = checked_head(hidden, weight, bias, temperature, softcap, scale)
     targets = require_ids(targets, (hidden.shape[0],), f"hidden states {tuple(hidden.shape)}")
     require_device("targets", targets, "hidden", hidden)
-    temperature = require_positive("temperature", temperature)
-    softcap = None if softcap is None else require_positive("softcap", softcap)
-    return Head(weight, bias, temperature, softcap, require_positive("scale", scale)), targets
+    return head, targets
 
 
 def _require_statistics(stats: Sequence[str]) -> None:
