@@ -250,10 +250,10 @@ def token_divergence(
 
     The divergence is the generalised Jensen-Shannon one (formulas in _divergence_tiles.py):
     forward KL (teacher || student) at beta = 0, reverse KL (student || teacher) at 1, in between
-    both against the mixture. Logits become distributions as in `linear_token_logprobs`, by each side's own bias,
-    cap and scale; they pass through one buffer a side, chunk of rows by chunk of rows, the
-    teacher's first and without gradient. Products are made in the dtype of each side's inputs, all
-    else in float32. Give only rows that count: each costs two rows of logits.
+    both against the mixture. Logits become distributions as in `linear_token_logprobs`, by each
+    side's own bias, cap and scale; they pass through one buffer a side, chunk of rows by chunk of
+    rows, the teacher's first and without gradient. Products are made in the dtype of each side's
+    inputs, all else in float32. Give only rows that count: each costs two rows of logits.
 
     A token that neither side can draw (logit -inf) adds nothing. One that only the second argument
     of a KL cannot draw makes it infinite; in between the ends a divergence is always finite.
