@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from fastrl.legacy import InvalidChoice
 from fastrl.legacy.fields import accepts_legacy_fields
 from fastrl.legacy.ppo import PPO_TRAIN_DEFAULTS, PPO_TRAIN_FIELDS
 from fastrl.train.config import BaseConfig, require_choice
@@ -188,7 +189,7 @@ class PPOTrainConfig(BaseConfig):
         self.local_batch_size = self.local_mini_batch_size * self.num_mini_batches
         self.batch_size = self.local_batch_size * world
         if self.whiten_rewards and self.local_mini_batch_size < 8:
-            raise ValueError(
+            raise InvalidChoice(
                 "whiten_rewards needs 8 rows or more in a mini-batch of a process, but "
                 "per_device_train_batch_size * gradient_accumulation_steps = "
                 f"{self.local_mini_batch_size}"

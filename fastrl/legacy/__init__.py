@@ -12,8 +12,12 @@ from collections.abc import Iterable
 _said: set[str] = set()
 
 
-class InvalidChoice(ValueError, AssertionError):
-    """A value outside its list. Old releases used `assert`, so code that catches either works."""
+class InvalidChoice(ValueError, AssertionError, NotImplementedError):
+    """A value outside its list or range.
+
+    Old releases used `assert` for some and NotImplementedError for others, so code that catches
+    one of these works.
+    """
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -39,6 +39,7 @@ class LegacyInit:
             the trainer's own class.
         first: the release the trainer appeared in, "0.7" or "0.11".
         rows: what a legacy call makes of the dataset that one of today does not.
+        once: fields that the config and an argument could not both set (others: the argument won).
     """
 
     order: Sequence[str]
@@ -46,6 +47,7 @@ class LegacyInit:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     first: str = "0.7"
     rows: str = ""
+    once: Sequence[str] = ()
 
 
 def _is_config(value: Any) -> bool:
@@ -200,9 +202,12 @@ class _Call:
 
         Raises:
             TypeError: args is no configuration, or another trainer's.
+            ValueError: a field that may be set once is set differently in args.
         """
         fields = settled.fields
-        if not isinstance(args, self.config):
+        if isinstance(args, self.config):
+            self._check_set_once(args, fields)
+        else:
             if args is None:
                 args = TrainingArguments("tmp_trainer")
             args = self.config.of(args, args.output_dir) if _is_config(args) else args
@@ -211,6 +216,16 @@ class _Call:
                 raise TypeError(f"{self.owner}: args must be {wanted}, got {type(args).__name__}")
             fields = dict(self.table.defaults) | fields
         return dataclasses.replace(args, **fields) if fields else args
+
+    def _check_set_once(self, args: Any, fields: Mapping[str, Any]) -> None:
+        defaults = {f.name: f.default for f in dataclasses.fields(args)}
+        for name in self.table.once:
+            held = getattr(args, name)
+            if name in fields and held not in (None, defaults[name], fields[name]):
+                raise ValueError(
+                    f"{self.owner} got {name}={fields[name]!r} and args.{name}={held!r}: "
+                    "give it in args only"
+                )
 
 
 def accepts_legacy(table: LegacyInit, config: type) -> Callable[[_Class], _Class]:

@@ -28,6 +28,7 @@ REWARD = LegacyInit(
         "model_init": Refused("pass the model itself: model=model_init()"),
     },
     defaults={"max_length": None},  # rows came tokenised and were never cut or dropped
+    once=("max_length",),
 )
 
 REWARD_DEFAULTS = defaults_of(max_length=None)

@@ -22,6 +22,7 @@ from huggingface_hub import InferenceClient
 Pairs = Sequence[Sequence[str]]
 
 FAILED = -1  # what a judge says of a row that it could not judge
+_NOT_WRITTEN = "a judge writes its own judge(), which does not call that of its base class"
 DEFAULT_PAIRWISE_SYSTEM_PROMPT = """\
 Two assistants, 0 and 1, were given the same request. Decide whose reply serves the person who \
 made it better: look at whether it is right, answers what was asked, and is clear. Neither order \
@@ -50,6 +51,7 @@ class BaseJudge(ABC):
         self, prompts: list[str], completions: list[Any], shuffle_order: bool = True
     ) -> list[Any]:
         """A verdict for each prompt; -1 where it could not be reached."""
+        raise NotImplementedError(_NOT_WRITTEN)
 
 
 class BaseRankJudge(ABC):
@@ -60,6 +62,7 @@ class BaseRankJudge(ABC):
         self, prompts: list[str], completions: list[list[str]], shuffle_order: bool = True
     ) -> list[list[int]]:
         """For each prompt the places of its completions, the best one's first."""
+        raise NotImplementedError(_NOT_WRITTEN)
 
 
 class BasePairwiseJudge(BaseJudge):
@@ -76,6 +79,7 @@ class BasePairwiseJudge(BaseJudge):
             completions: N pairs of texts.
             shuffle_order: show pairs in random order, so that the judge cannot prefer a place.
         """
+        raise NotImplementedError(_NOT_WRITTEN)
 
 
 class BaseBinaryJudge(BaseJudge):
@@ -96,6 +100,7 @@ class BaseBinaryJudge(BaseJudge):
             gold_completions: N texts that are known to be good.
             shuffle_order: ask in random order, where the judge sees several at once.
         """
+        raise NotImplementedError(_NOT_WRITTEN)
 
 
 class RandomRankJudge(BaseRankJudge):

@@ -10,15 +10,16 @@ from typing import Any, ClassVar, Self
 import torch
 from transformers import TrainingArguments
 
-from fastrl.legacy import closest
+from fastrl.legacy import InvalidChoice, closest
 
 logger = logging.getLogger(__name__)
 
 
 def require_choice(name: str, given: str, known: tuple[str, ...]) -> None:
-    """Raise ValueError for a value outside its list, naming the one most like it."""
+    """Raise a ValueError for a value outside its list, naming the one most like it."""
     if given not in known:
-        raise ValueError(f"{name}={given!r} is none of {', '.join(known)}{closest(given, known)}")
+        several = ", ".join(known)
+        raise InvalidChoice(f"{name}={given!r} is none of {several}{closest(given, known)}")
 
 
 def hardware_has_bf16(use_cpu: bool) -> bool:

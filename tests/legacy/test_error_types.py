@@ -13,92 +13,18 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import (
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    GPT2Model,
-    PreTrainedTokenizerFast,
-    TrainingArguments,
-)
+from transformers import GPT2Model
 
 import fastrl
-from fastrl.algos.iterative_sft import IterativeSFTTrainer
 from fastrl.data.chat_setup import setup_chat_format
 from fastrl.data.collate_classic import DPODataCollatorWithPadding, RewardDataCollatorWithPadding
 from fastrl.ops.classic import masked_var, randn_tensor
 from fastrl.train.on_policy import exact_div
 from fastrl.train.statistics import flatten_dict
+from tests.legacy.error_parts import PAIRS, Parts
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-WORDS = ["<pad>", "<eos>", "the", "cat", "sat", "on", "a", "mat"]
-PAIRS = Dataset.from_list([{"prompt": "the", "chosen": " cat", "rejected": " mat"}] * 2)
-TEXTS = Dataset.from_list([{"text": "the cat sat"}] * 2)
-TOKENISED = Dataset.from_list(
-    [{f"{n}_{s}": [2] for n in ("input_ids", "attention_mask") for s in ("chosen", "rejected")}] * 2
-)
-
-
-class Parts:
-    """What the calls are made of, each new where a call may change it."""
-
-    def __init__(self, folder):
-        plain = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, "<pad>"))
-        plain.pre_tokenizer = pre_tokenizers.Whitespace()
-        self.tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>"
-        )
-        self.folder = str(folder)
-        self.config = GPT2Config(
-            vocab_size=8, n_positions=16, n_embd=8, n_layer=1, n_head=2, pad_token_id=0,
-            eos_token_id=1, num_labels=1,
-        )  # fmt: skip
-        self.wrapped = fastrl.AutoModelForCausalLMWithValueHead.from_pretrained(self.language())
-        self._ppo = None
-
-    def language(self):
-        return GPT2LMHeadModel(self.config)
-
-    def judge(self):
-        return GPT2ForSequenceClassification(self.config)
-
-    def args(self, **more):
-        return TrainingArguments(self.folder, use_cpu=True, report_to="none", **more)
-
-    def ppo(self, *positional, **more):
-        given = {"config": fastrl.PPOConfig(batch_size=2, mini_batch_size=1)}
-        given |= {"model": self.wrapped, "tokenizer": self.tokenizer}
-        return fastrl.PPOTrainer(*positional, **{**given, **more})
-
-    @property
-    def trainer(self):
-        if self._ppo is None:
-            self._ppo = self.ppo()
-        return self._ppo
-
-    def lora(self):
-        from peft import LoraConfig
-
-        return LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
-
-    def sft(self, **more):
-        given = {"train_dataset": TEXTS, "tokenizer": self.tokenizer, "args": self.args()}
-        given |= {"model": self.language(), "dataset_text_field": "text"}
-        return fastrl.SFTTrainer(**{**given, **more})
-
-    def dpo(self, **more):
-        given = {"train_dataset": PAIRS, "tokenizer": self.tokenizer, "args": self.args()}
-        return fastrl.DPOTrainer(**{"model": self.language(), **given, **more})
-
-    def reward(self, **more):
-        given = {"train_dataset": TOKENISED, "tokenizer": self.tokenizer, "args": self.args()}
-        return fastrl.RewardTrainer(**{"model": self.judge(), **given, **more})
-
-    def iterative(self, **more):
-        given = {"args": self.args(max_steps=2), "tokenizer": self.tokenizer}
-        return IterativeSFTTrainer(**{"model": self.language(), **given, **more})
 
 
 @pytest.fixture(scope="module")
