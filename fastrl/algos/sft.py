@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -71,6 +71,7 @@ class SFTTrainer(Trainer):
     _name = "SFT"
     _tag_names = ("fastrl", "sft")
     counts_labels = True
+    _config: ClassVar[type[SFTConfig]] = SFTConfig
     _api_generation = "1"
 
     def __init__(
@@ -91,7 +92,7 @@ class SFTTrainer(Trainer):
         peft_config: Any = None,
         formatting_func: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:
-        args = SFTConfig.of(args, setup.run_name(model, self._name))
+        args = self._config.of(args, setup.run_name(model, self._name))
         self._check(train_dataset, args)
         set_seed(args.seed)
         self._formatting_func = formatting_func

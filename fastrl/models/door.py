@@ -157,27 +157,38 @@ def scores_of_logits(
     return logp, entropy, {name: table[name] for name in stats}
 
 
+def logits_by(head: nn.Module, how: Head, hidden: torch.Tensor) -> torch.Tensor:
+    """(K, V) logits in fp32 or wider of (K, D) hidden states, by calling the head."""
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * how.scale
+    if how.softcap is not None:
+        logits = how.softcap * torch.tanh(logits / how.softcap)
+    return logits
+
+
+def product_dtype(weight: torch.Tensor, how: Head) -> torch.dtype:
+    """The dtype in which hidden states meet a head's matrix here and now."""
+    device = weight.device.type
+    if how.fp32:
+        return torch.promote_types(weight.dtype, torch.float32)
+    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
 def _score(
     head: nn.Module, how: Head, hidden: torch.Tensor, targets: torch.Tensor, request: Request
 ) -> Scored:
     """(logp, entropy, stats) from (K, D) hidden states through the head, as a matrix if it is."""
     matrix = head_matrix(head)
     if matrix is None:
-        logits = head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * how.scale
-        if how.softcap is not None:
-            logits = how.softcap * torch.tanh(logits / how.softcap)
+        logits = logits_by(head, how, hidden)
         return scores_of_logits(logits, targets, request.temperature, request.stats)
     weight, bias = matrix
-    dtype, device = weight.dtype, hidden.device.type
-    if how.fp32:
-        dtype = torch.promote_types(dtype, torch.float32)
-    elif torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False) if how.fp32 else nullcontext():
+    dtype = product_dtype(weight, how)
+    with torch.autocast(hidden.device.type, enabled=False) if how.fp32 else nullcontext():
         logp, entropy, *tables = linear_token_logprobs(
-            hidden.to(dtype),
-            weight.to(dtype),
+            *(part.to(dtype) for part in (hidden, weight)),
             targets,
             bias=None if bias is None else bias.to(dtype),
             temperature=request.temperature,
@@ -188,27 +199,35 @@ def _score(
     return logp, entropy, tables[0] if tables else {}
 
 
+def states_of(
+    model: PreTrainedModel, batch: Batch, aux_loss: bool
+) -> tuple[torch.Tensor, router.Gates]:
+    """(K, D) last hidden states at the scored places, and the router's logits if wanted."""
+    inputs = dict(batch.inputs)
+    if router.present(model):
+        inputs[router.KEYWORD] = aux_loss
+    with noise.by_span(model, batch.lengths):
+        output = model.base_model(**inputs)
+    gates = output.router_logits if aux_loss else ()
+    states = output[0] if isinstance(output, tuple) else output.last_hidden_state
+    flat = states.reshape(-1, states.shape[-1])
+    return flat.index_select(0, batch.rows.to(states.device)), gates
+
+
 def _from_hidden(
     model: PreTrainedModel, batch: Batch, request: Request
 ) -> tuple[Answer, router.Gates]:
     """Backbone, gather, head."""
-    inputs = dict(batch.inputs)
-    if router.present(model):
-        inputs[router.KEYWORD] = request.aux_loss
-    with noise.by_span(model, batch.lengths):
-        output = model.base_model(**inputs)
-    gates = output.router_logits if request.aux_loss else ()
-    states = output[0] if isinstance(output, tuple) else output.last_hidden_state
-    hidden = states.reshape(-1, states.shape[-1]).index_select(0, batch.rows.to(states.device))
+    hidden, gates = states_of(model, batch, request.aux_loss)
     head = model.get_output_embeddings()
     assert request.head is not None
     return Answer(*_score(head, request.head, hidden, batch.targets, request), hidden), gates
 
 
-def _from_logits(
-    model: PreTrainedModel, batch: Batch, request: Request
-) -> tuple[Answer, router.Gates]:
-    """The model's own forward, its logits cut to the scored columns where the model can do that."""
+def logits_of(
+    model: PreTrainedModel, batch: Batch, aux_loss: bool, want_hidden: bool = False
+) -> tuple[torch.Tensor, Any]:
+    """(K, V) logits by the model's own forward, told the columns if it can be, and its output."""
     forward = original_forward(model)
     inputs = dict(batch.inputs)
     count, columns = inputs["input_ids"].shape
@@ -221,13 +240,20 @@ def _from_logits(
         inputs["logits_to_keep"] = kept
         places = places // columns * kept + places % columns - batch.first_column
     if router.present(model):
-        inputs[router.KEYWORD] = request.aux_loss
-    if request.want_hidden:
+        inputs[router.KEYWORD] = aux_loss
+    if want_hidden:
         inputs["output_hidden_states"] = True
     with noise.by_span(model, batch.lengths):
         output = forward(**inputs)
     logits = output.logits.reshape(-1, output.logits.shape[-1])
-    logits = logits.index_select(0, places.to(logits.device))
+    return logits.index_select(0, places.to(logits.device)), output
+
+
+def _from_logits(
+    model: PreTrainedModel, batch: Batch, request: Request
+) -> tuple[Answer, router.Gates]:
+    """What the model's own forward says."""
+    logits, output = logits_of(model, batch, request.aux_loss, request.want_hidden)
     scored = scores_of_logits(logits, batch.targets, request.temperature, request.stats)
     hidden = None
     if request.want_hidden:

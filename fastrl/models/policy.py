@@ -110,18 +110,25 @@ def logprobs(
     if soft_prompt:
         return _soft_prompt_logprobs(model, tokens, temperature, tuple(stats), routed)
     own_forward = routed and (plan.head is None or not router.from_gates(instance))
-    if plan.packed and not own_forward:
-        limit = pass_limit(instance, tokens.ids.device)
-        share = plan.shares_prefix and not routed and not noise.active(instance)
-        trim = not routed and trims(plan, instance)
-        places = layout.packed(tokens, limit, share, whole=routed, trim=trim)
-    else:
+    if own_forward:
         places = layout.padded(tokens, plan.takes_positions, plan.counts_pads)
+    else:
+        places = laid(plan, instance, tokens, routed)
     head = None if own_forward else plan.head
     if head is not None and fp32_head:
         head = replace(head, fp32=True)
     request = door.Request(places.batches, temperature, head, stats=tuple(stats), aux_loss=routed)
     return _frames(tokens, places.frame, model(fastrl_request=request))
+
+
+def laid(plan: Plan, model: PreTrainedModel, tokens: Tokens, routed: bool = False) -> layout.Layout:
+    """The spans as the model is best fed them; `routed`: a router's loss asks for every token."""
+    if not plan.packed:
+        return layout.padded(tokens, plan.takes_positions, plan.counts_pads)
+    limit = pass_limit(model, tokens.ids.device)
+    share = plan.shares_prefix and not routed and not noise.active(model)
+    trim = not routed and trims(plan, model)
+    return layout.packed(tokens, limit, share, whole=routed, trim=trim)
 
 
 def pass_limit(model: PreTrainedModel, device: torch.device) -> int | None:
@@ -164,21 +171,40 @@ def _require_stats(stats: Sequence[str]) -> None:
             raise ValueError(f"stats has {name!r}; choose among {', '.join(STATISTICS)}")
 
 
+class Frames:
+    """Where (K,) results belong in (B, T - 1).
+
+    Args:
+        tokens: what was scored.
+        frame: (K,) int64 places in the flattened result.
+    """
+
+    def __init__(self, tokens: Tokens, frame: torch.Tensor) -> None:
+        self._shape = (tokens.ids.shape[0], tokens.ids.shape[1] - 1)
+        self._frame = frame
+
+    def spread(self, flat: torch.Tensor) -> torch.Tensor:
+        """(B, T - 1), 0 where there is no result."""
+        zeros = flat.new_zeros(self._shape[0] * self._shape[1])
+        return zeros.index_copy(0, self._frame.to(flat.device), flat).view(self._shape)
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(B, T - 1) bool, True where there is one."""
+        size = self._shape[0] * self._shape[1]
+        mask = torch.zeros(size, dtype=torch.bool, device=self._frame.device)
+        return mask.index_fill_(0, self._frame, True).view(self._shape)
+
+
 def _frames(tokens: Tokens, frame: torch.Tensor, answer: door.Answer) -> LogProbs:
     """Put (K,) results at their places in (B, T - 1)."""
-    shape = (tokens.ids.shape[0], tokens.ids.shape[1] - 1)
-
-    def spread(flat: torch.Tensor) -> torch.Tensor:
-        zeros = flat.new_zeros(shape[0] * shape[1])
-        return zeros.index_copy(0, frame.to(flat.device), flat).view(shape)
-
-    mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool, device=frame.device)
+    at = Frames(tokens, frame)
     return LogProbs(
-        spread(answer.logp),
-        spread(answer.entropy),
-        None if answer.values is None else spread(answer.values),
-        mask.index_fill_(0, frame, True).view(shape),
-        {name: spread(table) for name, table in answer.stats.items()} or None,
+        at.spread(answer.logp),
+        at.spread(answer.entropy),
+        None if answer.values is None else at.spread(answer.values),
+        at.mask,
+        {name: at.spread(table) for name, table in answer.stats.items()} or None,
         answer.aux_loss,
     )
 
