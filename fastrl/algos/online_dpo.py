@@ -5,6 +5,7 @@ Direct Language Model Alignment from Online AI Feedback, arXiv 2402.04792.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -21,12 +22,9 @@ from fastrl.train import setup
 from fastrl.train.batch import Batch
 from fastrl.train.collecting import weighted_total
 from fastrl.train.experience import Experience
-from fastrl.train.judging import rewards_or_judge
+from fastrl.train.judging import JudgeReward, rewards_or_judge
 from fastrl.train.online import OnlineTrainer
 from fastrl.types import LogProbs
-
-# Metrics that a judge, who gives no scores, leaves without meaning.
-_OF_SCORES = ("objective/rlhf_reward", "objective/scores", "objective/scores_margin")
 
 
 def by_reward(values: torch.Tensor, rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,6 +69,17 @@ def preferences(
     )
 
 
+def implicit_rewards(pairs: Pairs) -> dict[str, torch.Tensor]:
+    """β log π/π_ref of the answers of B pairs, and how they compare; (B,) each."""
+    chosen, rejected = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).float(),
+    }
+
+
 @accepts_legacy(ONLINE_DPO, OnlineDPOConfig)
 class OnlineDPOTrainer(OnlineTrainer):
     """Online DPO: of two answers to each prompt the one of higher reward is preferred.
@@ -113,6 +122,13 @@ class OnlineDPOTrainer(OnlineTrainer):
     _config = OnlineDPOConfig
     args: OnlineDPOConfig
     answers_a_row = PAIR
+    # Metrics that a judge, who gives no scores, leaves without meaning.
+    _of_scores: ClassVar[tuple[str, ...]] = (
+        "objective/rlhf_reward",
+        "objective/scores",
+        "objective/scores_margin",
+    )
+    _judged_by: ClassVar[type[JudgeReward]] = JudgeReward
 
     def __init__(
         self,
@@ -132,14 +148,18 @@ class OnlineDPOTrainer(OnlineTrainer):
         preprocess_logits_for_metrics: Any = None,
         judge: Any = None,
     ) -> None:
-        _refuse_what_needs_logits(data_collator, compute_metrics, preprocess_logits_for_metrics)
-        args = self._config.of(args, setup.run_name(model, "OnlineDPO"))
+        self._refuse_what_needs_logits(
+            data_collator=data_collator,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        args = self._config.of(args, setup.run_name(model, self._name.replace(" ", "")))
         if reward_funcs is None:
             reward_funcs = args.reward_model_path
         self.judge = judge
         super().__init__(
             model,
-            rewards_or_judge(reward_funcs, judge, reward_processing_classes, args),
+            rewards_or_judge(reward_funcs, judge, reward_processing_classes, args, self._judged_by),
             args,
             train_dataset,
             eval_dataset,
@@ -155,7 +175,10 @@ class OnlineDPOTrainer(OnlineTrainer):
     @property
     def beta(self) -> float:
         """Of the present epoch; the last one given holds for the epochs after it."""
-        given = self.args.beta
+        return self._of_epoch(self.args.beta)
+
+    def _of_epoch(self, given: float | list[float]) -> float:
+        """A coefficient's value in the present epoch."""
         if not isinstance(given, list):
             return given
         return given[min(int(self.state.epoch or 0), len(given) - 1)]
@@ -182,6 +205,18 @@ class OnlineDPOTrainer(OnlineTrainer):
         R = Σ_k w_k r_k, less the penalty where there is no EOS; NaN where no function has a score.
         `advantages` are by how much an answer is better than the other one.
         """
+        rewards, ended = self._judged(answers, scores)
+        return answers.with_tensors(
+            ref_logps=self.ref_logprobs(answers).sum(1),
+            rewards=rewards,
+            ended=ended,
+            advantages=leave_one_out(rewards, PAIR),
+        )
+
+    def _judged(
+        self, answers: Experience, scores: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(2B,) rewards, and whether an answer has an EOS."""
         tensors, penalty = answers.tensors, self.args.missing_eos_penalty
         total = weighted_total(scores, self.reward_weights)
         rewards = self._collecting.own_rows(total, len(answers)).to(self.args.device)
@@ -189,12 +224,7 @@ class OnlineDPOTrainer(OnlineTrainer):
         ended = (is_end & tensors["completion_mask"].bool()).any(1)
         if penalty is not None:
             rewards = torch.where(ended, rewards, rewards - penalty)
-        return answers.with_tensors(
-            ref_logps=self.ref_logprobs(answers).sum(1),
-            rewards=rewards,
-            ended=ended,
-            advantages=leave_one_out(rewards, PAIR),
-        )
+        return rewards, ended
 
     def weights(
         self, answers: Experience, accumulation: int, slices: int
@@ -214,39 +244,47 @@ class OnlineDPOTrainer(OnlineTrainer):
 
     def _measure(self, inputs: Batch, logp: torch.Tensor, pairs: Pairs) -> None:
         """Means over answers and over pairs; those with a reward over what is judged."""
-        of, rewards, seen = inputs["slices"], inputs["rewards"], self._slice_metrics
+        of, rewards = inputs["slices"], inputs["rewards"]
         kl = logp - inputs["ref_logps"]
-        for name, values in (
-            ("objective/kl", kl),
-            ("objective/entropy", -logp),
-            ("objective/non_score_reward", -pairs.beta * kl),
-            ("objective/rlhf_reward", rewards - pairs.beta * kl),
-            ("objective/scores", rewards),
-            ("val/contain_eos_token", inputs["ended"].float()),
-        ):
-            if self.judge is None or name not in _OF_SCORES:
-                seen.ratio(name, values.nan_to_num(0.0), ~values.isnan(), of)
+        answers = {
+            "objective/kl": kl,
+            "objective/entropy": -logp,
+            "objective/non_score_reward": -pairs.beta * kl,
+            "objective/rlhf_reward": rewards - pairs.beta * kl,
+            "objective/scores": rewards,
+            "val/contain_eos_token": inputs["ended"].float(),
+        }
+        self._record(answers, of)
         better, worse = by_reward(rewards, rewards)
-        chosen, rejected = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
-        known = ~(better + worse).isnan()
-        for name, values in (
-            ("objective/scores_margin", better - worse),
-            ("logps/chosen", pairs.chosen_logp),
-            ("logps/rejected", pairs.rejected_logp),
-            ("rewards/chosen", chosen),
-            ("rewards/rejected", rejected),
-            ("rewards/margins", chosen - rejected),
-            ("rewards/accuracies", (chosen > rejected).float()),
-        ):
-            if self.judge is None or name not in _OF_SCORES:
-                seen.ratio(name, values.masked_fill(~known, 0.0), known, of[0::PAIR])
+        compared = {
+            "objective/scores_margin": better - worse,
+            "logps/chosen": pairs.chosen_logp,
+            "logps/rejected": pairs.rejected_logp,
+            **implicit_rewards(pairs),
+        }
+        self._record(compared, of[0::PAIR], ~(better + worse).isnan())
+
+    def _record(
+        self,
+        values: Mapping[str, torch.Tensor],
+        of: torch.Tensor,
+        counted: torch.Tensor | None = None,
+    ) -> None:
+        """Hold means of values (N,) by slice: of those counted, or that are numbers."""
+        for name, each in values.items():
+            if self.judge is not None and name in self._of_scores:
+                continue
+            known = ~each.isnan() if counted is None else counted
+            self._slice_metrics.ratio(name, each.masked_fill(~known, 0.0), known, of)
+
+    def _refuse_what_needs_logits(self, **given: Any) -> None:
+        for name, mend in _NEEDS_LOGITS.items():
+            if given[name] is not None:
+                raise ValueError(f"{name} has no part in {self._name}: {mend}")
 
 
-def _refuse_what_needs_logits(collator: Any, metrics: Any, preprocess: Any) -> None:
-    for name, given, instead in (
-        ("data_collator", collator, "rows are taken as they are; prepare them in the dataset"),
-        ("compute_metrics", metrics, "no logits are kept; let a reward function call log_metric"),
-        ("preprocess_logits_for_metrics", preprocess, "no logits are kept; leave it out"),
-    ):
-        if given is not None:
-            raise ValueError(f"{name} has no part in online DPO: {instead}")
+_NEEDS_LOGITS = {
+    "data_collator": "rows are taken as they are; prepare them in the dataset",
+    "compute_metrics": "no logits are kept; let a reward function call log_metric",
+    "preprocess_logits_for_metrics": "no logits are kept; leave it out",
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,18 @@ from fastrl.train.online_config import OnlineConfig, require_positive
 
 LOSS_TYPES = ("sigmoid", "ipo")
 PAIR = 2  # answers to a prompt
+
+
+def by_epoch(name: str, given: Any, fits: Callable[[float], bool], words: str) -> list[float]:
+    """A coefficient's values, one for each epoch; the last one holds for those after it.
+
+    Raises:
+        ValueError: for none, or one that does not fit, which `words` say in words.
+    """
+    several = list(given) if isinstance(given, Sequence) else [given]
+    if not several or not all(isinstance(x, int | float) and fits(x) for x in several):
+        raise ValueError(f"{name} must be {words}, or a list of such for epochs, got {given!r}")
+    return [float(x) for x in several]
 
 
 @accepts_legacy_fields(ONLINE_DPO_FIELDS, ONLINE_DPO_DEFAULTS)
@@ -78,7 +90,7 @@ class OnlineDPOConfig(OnlineConfig):
     mask_truncated_completions: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        betas = self._betas(self.beta)
+        betas = by_epoch("beta", self.beta, lambda beta: beta > 0, "positive")
         self.beta = betas[0]  # type: ignore[assignment]
         self.max_completion_length = self.max_new_tokens
         require_positive("max_new_tokens", self.max_new_tokens)
@@ -105,13 +117,6 @@ class OnlineDPOConfig(OnlineConfig):
                 stacklevel=4,
             )
 
-    @staticmethod
-    def _betas(given: Any) -> list[float]:
-        several = list(given) if isinstance(given, Sequence) else [given]
-        if not several or not all(isinstance(b, int | float) and b > 0 for b in several):
-            raise ValueError(f"beta must be positive, or a list of such for epochs, got {given!r}")
-        return [float(beta) for beta in several]
-
     @property
     def logp_temperature(self) -> float:
         """1: the policy that learns is the model itself, whatever draws its answers."""
@@ -127,3 +132,10 @@ class OnlineDPOConfig(OnlineConfig):
 
     def _check_groups(self) -> None:
         """A pair is one row of the dataloader until it is drawn, so no batch size cuts it."""
+
+
+# `_NO_PART` of the trainers whose second answers are another model's.
+NO_PART_OF_TWO = {
+    **OnlineDPOConfig._NO_PART,
+    "use_vllm": ((False,), "every second answer needs the reference, which vLLM does not have"),
+}

@@ -55,6 +55,10 @@ class Fallback:
                     done[i].append(Completion(tuple(ids), self._drawn(logp), logp, finish))
         return [tuple(answers) for answers in done]
 
+    def _speaker(self) -> Any:
+        """Whose `generate` it is."""
+        return extract_model_from_parallel(self.model)
+
     def _generate(self, prompts: list[tuple[int, ...]], limits: list[int]) -> Iterator[list[int]]:
         """What follows each prompt, with whatever the model pads by."""
         encoder = bool(getattr(door.find(self.model)[0].config, "is_encoder_decoder", False))
@@ -68,10 +72,9 @@ class Fallback:
             place = slice(0, len(prompt)) if encoder else slice(width - len(prompt), width)
             ids[row, place] = torch.tensor(prompt)
             mask[row, place] = 1
-        inner: Any = extract_model_from_parallel(self.model)
         device = door.find(self.model)[0].device
         given = {"attention_mask": mask.to(device), "generation_config": config, **self.arguments}
-        made = inner.generate(ids.to(device), **given)
+        made = self._speaker().generate(ids.to(device), **given)
         made = getattr(made, "sequences", made)
         yield from (made[:, 1:] if encoder else made[:, width:]).tolist()
 

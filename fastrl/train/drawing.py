@@ -53,7 +53,7 @@ class InProcess:
         self.model = model
         self._tokenizer = tokenizer
         self._arguments = self._settings(args)
-        plan = self._plan()
+        plan = self.plan()
         refuse_unknown(door.find(model)[0], plan.others)
         self.sampling = plan.sampling
         if not self.sampling.eos and not self.sampling.stop:
@@ -88,7 +88,8 @@ class InProcess:
             **({} if args.use_vllm else args.generation_kwargs or {}),
         }
 
-    def _plan(self) -> Plan:
+    def plan(self) -> Plan:
+        """The policy as it now is, with these settings."""
         return Plan.of(self.model, None, copy.deepcopy(self._arguments), self._tokenizer)
 
     def requests(
@@ -101,7 +102,7 @@ class InProcess:
         runs = [(ids, len(list(same))) for ids, same in itertools.groupby(map(tuple, prompts))]
         different = [ids for ids, _ in runs]
         check_prompts(instance, different)
-        most = limits(instance, self._plan().config, different)
+        most = limits(instance, self.plan().config, different)
         seeds = iter(row_seeds(None, len(prompts), 1))
         rooms = itertools.repeat(None) if room is None else iter(room)
         found = []
@@ -118,7 +119,7 @@ class InProcess:
 
     def answers(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
         """Those to each request, in order."""
-        plan = self._plan()
+        plan = self.plan()
         if not requests and isinstance(plan.served(), str):
             return []  # the model's own generate has nothing to do in step with others
         return plan.answers(requests)
@@ -284,6 +285,17 @@ class Drawing:
         self, prompts: Sequence[Sequence[int]], room: Sequence[int] | None = None
     ) -> list[Completion]:
         """One completion of each prompt, of at most `room` tokens."""
+        other = getattr(self._trainer, "other_answers", None)  # a method of Nash-MD and XPO
+        if other is None:
+            return self._by_policy(prompts, room)
+        own = self._by_policy(prompts[0::2])
+        answers = other(self._engine.plan(), self._engine.requests(prompts[1::2], None))
+        others = [one for several in answers for one in several]
+        return [one for pair in zip(own, others, strict=True) for one in pair]
+
+    def _by_policy(
+        self, prompts: Sequence[Sequence[int]], room: Sequence[int] | None = None
+    ) -> list[Completion]:
         requests = self._engine.requests(prompts, room)
         if self._vllm is None:
             return [one for answers in self._engine.answers(requests) for one in answers]

@@ -205,6 +205,11 @@ class OnlineTrainer(PromptTrainer):
         return own and self.router_aux_loss_coef == 0
 
     @property
+    def rows_together(self) -> int:
+        """How many rows on end of a slice are computed in one pass."""
+        return self.answers_a_row
+
+    @property
     def accumulation(self) -> int:
         """Slices of the present optimizer step; evaluation has one."""
         return self.current_gradient_accumulation_steps if self.model.training else 1
@@ -278,9 +283,9 @@ class OnlineTrainer(PromptTrainer):
         pad = self.processing_class.pad_token_id
         whole = joined(known, pad)
         if self.args.balance_ranks and self.accelerator.num_processes > 1:
-            shares = balanced(whole, count, self.accelerator, pad, self.answers_a_row)
+            shares = balanced(whole, count, self.accelerator, pad, self.rows_together)
             return [part.batch() for part in shares]
-        return [whole.take(rows).batch() for rows in regrouped(whole, count, self.answers_a_row)]
+        return [whole.take(rows).batch() for rows in regrouped(whole, count, self.rows_together)]
 
     def _weighted(
         self, answers: Experience, number: int, accumulation: int, slices: int
