@@ -34,8 +34,8 @@ def _tensors(rows: Sequence[Row], pad_token_id: int, multiple: int | None) -> di
     }
 
 
-def _shared(rows: Sequence[Row]) -> tuple[Shared, ...]:
-    """The prompts with which row i and row i + B/2 both begin."""
+def shared_prompts(rows: Sequence[Row]) -> tuple[Shared, ...]:
+    """The prompts with which row i and row i + B/2 both begin, up to either's completion."""
     pairs = len(rows) // 2
     shared = []
     for pair in range(pairs):
@@ -103,7 +103,7 @@ class DataCollatorForPreference(DataCollatorMixin):
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
-        batch["spans"] = _spans(rows, batch["input_ids"].shape[1], _shared(rows))
+        batch["spans"] = _spans(rows, batch["input_ids"].shape[1], shared_prompts(rows))
         return batch
 
 
@@ -150,5 +150,5 @@ class DataCollatorForUnpairedPreference(DataCollatorMixin):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
         batch["label"] = torch.tensor([bool(example["label"]) for example in examples])
-        batch["spans"] = _spans(rows, max(widths), _shared(rows) if len(widths) == 2 else ())
+        batch["spans"] = _spans(rows, max(widths), shared_prompts(rows) if len(widths) == 2 else ())
         return batch
