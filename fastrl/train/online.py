@@ -322,7 +322,7 @@ class OnlineTrainer(PromptTrainer):
         coefficient = self.router_aux_loss_coef
         scores = self.scores_of(model, inputs, aux_loss=coefficient > 0)
         loss = self.loss(inputs, scores)
-        if scores.aux_loss is not None:
+        if coefficient > 0 and scores.aux_loss is not None:
             loss = loss + coefficient * scores.aux_loss / self.accumulation
             self.metrics.mean("aux_loss", scores.aux_loss)
         self._slice_metrics.flush(self.metrics)
