@@ -2,11 +2,14 @@
 
 import importlib.machinery
 import json
+import math
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "scripts"
 
@@ -174,6 +177,32 @@ def test_the_sentiment_script_with_a_local_hub(scripts, local_hub_directory, tmp
     assert "judge P(positive)" not in found["before"]
     assert json.loads((tmp_path / "out" / "log.jsonl").read_text())["step"] == 1
     assert (tmp_path / "out" / "checkpoint" / "model.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore:no v_head weight")
+def test_other_models_and_reviews_by_flags(scripts, hub_folder, tmp_path, monkeypatch):
+    """Nothing is where the defaults would look for it, so each flag must name what is used."""
+    import ppo
+
+    monkeypatch.chdir(tmp_path)
+    made, plain = [], ppo.PPOTrainer
+    monkeypatch.setattr(ppo, "PPOTrainer", lambda *a, **k: made.append(plain(*a, **k)) or made[-1])
+    judge = hub_folder / "lvwerra" / "distilbert-imdb"
+    words = ["--model_name", str(hub_folder / "gpt2"), "--reward_model"]
+    words += [f"sentiment-analysis:{judge}", "--query_dataset", str(hub_folder / "imdb")]
+    words += ["--batch_size", "4", "--mini_batch_size", "4", "--max_steps", "1"]
+    ppo.main([*words, "--output_dir", str(tmp_path / "out")])
+    (logged,) = map(json.loads, (tmp_path / "out" / "log.jsonl").read_text().splitlines())
+    rows = (hub_folder / "imdb" / "train.jsonl").read_text().splitlines()
+    assert any(json.loads(row)["text"].startswith(made[0].dataset[0]["query"]) for row in rows)
+    texts = ["a warm and funny film", "a dull and tired film"]
+    scores = ppo.scorer(f"sentiment-analysis:{judge}", None, "cpu")(texts)
+    tokenizer = AutoTokenizer.from_pretrained(judge)
+    model = AutoModelForSequenceClassification.from_pretrained(judge).eval()
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 1]
+    assert scores == pytest.approx(logits.tolist(), abs=1e-4) and scores[0] > scores[1]
+    assert logged["objective/kl"] == 0 and math.isfinite(logged["reward"])
 
 
 def test_ppo_by_train_with_a_local_hub(scripts, local_hub_directory, tmp_path, monkeypatch):
