@@ -64,7 +64,7 @@ class ClassicTrainer(PublishingTrainer):
             )
         project = ProjectConfiguration(**config.project_kwargs)
         accelerator = Accelerator(log_with=config.log_with, project_config=project, **kwargs)
-        _require_trackers(config.log_with, accelerator.log_with)
+        require_trackers(config.log_with, accelerator.log_with)
         keep_answers(accelerator)
         return accelerator
 
@@ -364,7 +364,7 @@ class ClassicTrainer(PublishingTrainer):
         self.compare_step += 1
 
 
-def _require_trackers(wanted: Any, found: list[Any]) -> None:
+def require_trackers(wanted: Any, found: list[Any]) -> None:
     """Check that accelerate has every tracker asked for; it leaves out what is not installed.
 
     Raises:

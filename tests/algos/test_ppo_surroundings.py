@@ -9,7 +9,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from fastrl import PPOTrainer
-from fastrl.train import device_cache, publishing
+from fastrl.train import device_cache, hub
 
 
 class Recorder(GeneralTracker):
@@ -69,11 +69,11 @@ def test_model_card_and_push(make_trainer, monkeypatch, tmp_path):
         pushed.update(kwargs, files=sorted(p.name for p in kwargs["folder_path"].iterdir()))
         return "https://hub/commit"
 
-    monkeypatch.setattr(publishing, "whoami", lambda: {"name": "ada"})
+    monkeypatch.setattr(hub, "whoami", lambda: {"name": "ada"})
     created = types.SimpleNamespace(repo_id="ada/tuned")
-    monkeypatch.setattr(publishing, "create_repo", lambda *a, **k: created)
+    monkeypatch.setattr(hub, "create_repo", lambda *a, **k: created)
     monkeypatch.setattr(
-        publishing, "upload_folder", lambda **k: upload(**{**k, "folder_path": tmp_path / "x"})
+        hub, "upload_folder", lambda **k: upload(**{**k, "folder_path": tmp_path / "x"})
     )
     (tmp_path / "x").mkdir()
     assert trainer.push_to_hub("tuned", commit_message="first") == "https://hub/commit"
