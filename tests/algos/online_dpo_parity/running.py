@@ -76,7 +76,7 @@ making.REWARDS.setdefault("evenness", evenness)
 
 def run(
     case: Case,
-    trainer_class: type,
+    trainer_class: Callable[..., Any],
     config_class: type,
     give: Callable[[Any, Script], None] = making.give_completions,
     **settings: Any,
@@ -89,16 +89,18 @@ def run(
 def run_in(
     folder: Path,
     case: Case,
-    trainer_class: type,
+    trainer_class: Callable[..., Any],
     config_class: type,
     give: Callable[[Any, Script], None],
+    metrics: tuple[str, ...] = (),
     **settings: Any,
 ) -> dict[str, list[float]]:
-    """Train, and give the values of each of `METRICS` in order.
+    """Train, and give the values of each metric in order.
 
     Args:
         folder: one of all ranks.
         give: puts the script in the place of what the trainer draws.
+        metrics: which; none named are `METRICS`.
         settings: more of the configuration.
     """
     torch.manual_seed(0)
@@ -121,7 +123,7 @@ def run_in(
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
-    return {key: [entry[key] for entry in logged] for key in METRICS}
+    return {key: [entry[key] for entry in logged] for key in metrics or METRICS}
 
 
 @cache
