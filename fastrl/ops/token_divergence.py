@@ -271,7 +271,6 @@ def token_divergence(
     Returns:
         divergence (N,), differentiable once with respect to hidden, weight and bias, and the
         student's entropy (N,) without gradient, both in nats, float32 (float64 for float64 inputs).
-        A row whose incoming gradient is 0 adds 0 to every gradient.
 
     Raises:
         TypeError: an argument is of the wrong kind, or the tensors of one side differ in dtype.
