@@ -40,14 +40,18 @@ class Request:
         return rewards.to(torch.promote_types(rewards.dtype, torch.float32))
 
 
-def _from_hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Backbone, gather, head."""
+def states_at(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """(K, D) the backbone's last hidden states at the places of a batch."""
     with noise.by_span(model, batch.lengths):
         output = model.base_model(**batch.inputs)
     states = output[0] if isinstance(output, tuple) else output.last_hidden_state
-    hidden = states.reshape(-1, states.shape[-1]).index_select(0, batch.rows.to(states.device))
+    return states.reshape(-1, states.shape[-1]).index_select(0, batch.rows.to(states.device))
+
+
+def _from_hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Backbone, gather, head."""
     head: Any = model.score
-    return head(hidden)[:, 0]
+    return head(states_at(model, batch))[:, 0]
 
 
 def _own(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -108,11 +112,16 @@ def prepare_rewards(model: nn.Module) -> Plan:
             f"model: with a soft prompt {name} is given embeddings and pools at the last column, "
             "padding or not; use an adapter without virtual tokens, e.g. LoRA"
         )
-    plan = handshake.prepare(instance, RewardModel())
+    return announced(instance, handshake.prepare(instance, RewardModel()))
+
+
+def announced(model: PreTrainedModel, plan: Plan) -> Plan:
+    """The plan; a warning says why rows are not packed, if they are not."""
+    name = type(model).__name__
     if plan.head is None:
-        warnings.warn(f"{name} is read through its own forward: {plan.head_reason}", stacklevel=2)
+        warnings.warn(f"{name} is read through its own forward: {plan.head_reason}", stacklevel=3)
     elif not plan.packed:
-        warnings.warn(f"{name} is read with padding: {plan.reason}", stacklevel=2)
+        warnings.warn(f"{name} is read with padding: {plan.reason}", stacklevel=3)
     return plan
 
 
@@ -138,13 +147,22 @@ def rewards(model: nn.Module, tokens: Tokens, pooled: Sequence[int]) -> torch.Te
     instance, _ = door.find(model)
     if plan.head is None:
         places = _own_layout(instance, tokens, plan)
-    elif plan.packed:
-        limit = pass_limit(instance, tokens.ids.device)
-        share = plan.shares_prefix and not noise.active(instance)
-        places = layout.packed(tokens, limit, share, trim=trims(plan, instance), spans=chosen)
     else:
-        places = layout.padded(tokens, plan.takes_positions, plan.counts_pads, spans=chosen)
-    found = model(fastrl_request=Request(places.batches, plan.head is None))
+        places = laid_out(instance, tokens, chosen, plan)
+    return in_order(model(fastrl_request=Request(places.batches, plan.head is None)), places)
+
+
+def laid_out(model: PreTrainedModel, tokens: Tokens, chosen: Places, plan: Plan) -> Layout:
+    """Packed if the plan allows it, else padded."""
+    if not plan.packed:
+        return layout.padded(tokens, plan.takes_positions, plan.counts_pads, spans=chosen)
+    limit = pass_limit(model, tokens.ids.device)
+    share = plan.shares_prefix and not noise.active(model)
+    return layout.packed(tokens, limit, share, trim=trims(plan, model), spans=chosen)
+
+
+def in_order(found: torch.Tensor, places: Layout) -> torch.Tensor:
+    """What was found at each place, first those of the first span and so on."""
     order = np.argsort(places.spans, kind="stable")
     if (order == np.arange(len(order))).all():
         return found

@@ -32,6 +32,7 @@ class AnswerTrainer(Trainer):
     """
 
     _config: ClassVar[type[OfflineConfig]]
+    _architecture: ClassVar[Any] = None  # what loads a model given by name; None: as it was saved
     _prepare: Callable[[Any, Any, Any, str], Any]
     _api_generation = "1"
 
@@ -71,7 +72,7 @@ class AnswerTrainer(Trainer):
         peft_config: Any,
     ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         """The model to train, loaded and adapted, and its tokenizer; both agree on padding."""
-        model = setup.policy(model, args, quantization_config)
+        model = setup.policy(model, args, quantization_config, self._architecture)
         tokenizer = setup.tokenizer(processing_class, model, args)
         setup.set_pad_token(tokenizer, model, args)
         return setup.with_adapter(model, peft_config, args), tokenizer

@@ -44,9 +44,7 @@ def stepwise(count: int, seed: int = 0) -> Dataset:
     for _ in range(count):
         steps = [making.text(random, 3, 16) for _ in range(random.randint(1, 5))]
         labels = [bool(random.randint(3)) for _ in steps]
-        rows.append(
-            {"prompt": making.text(random, 8, 30), "completions": steps, "labels": labels}
-        )
+        rows.append({"prompt": making.text(random, 8, 30), "completions": steps, "labels": labels})
     return Dataset.from_list(rows)
 
 

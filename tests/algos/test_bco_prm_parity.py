@@ -11,10 +11,15 @@ import pytest
 
 from fastrl.algos.bco import BCOTrainer
 from fastrl.algos.bco_config import BCOConfig
+from fastrl.algos.prm import PRMTrainer
+from fastrl.algos.prm_config import PRMConfig
 from tests.algos.bco_prm_parity import cases, running
+from tests.algos.bco_prm_parity.regression import stand_in
 
 RECORDED = Path(__file__).parent / "bco_prm_parity" / "recorded"
-LIBRARY = SimpleNamespace(BCOTrainer=BCOTrainer, BCOConfig=BCOConfig)
+LIBRARY = SimpleNamespace(
+    BCOTrainer=BCOTrainer, BCOConfig=BCOConfig, PRMTrainer=PRMTrainer, PRMConfig=PRMConfig
+)
 # Absolute beside relative: rewards are differences of sums of log-probabilities of some -100.
 CLOSE = {"rel_tol": 1e-4, "abs_tol": 2e-5}
 # TRL's is the sum of all logits, those of prompts and of padding too, over the number of rows.
@@ -34,8 +39,7 @@ def compare(logs: list[dict[str, float]], name: str) -> None:
             assert same, f"{key} of log {step}: {ours} against TRL's {theirs}"
 
 
-@pytest.mark.parametrize("case", cases.BCO, ids=lambda case: case.name)
-def test_bco_logs_what_trl_logs(case):
-    if case.matched:
-        pytest.importorskip("sklearn")
+@pytest.mark.parametrize("case", cases.ALL, ids=lambda case: case.name)
+def test_logs_what_trl_logs(case, monkeypatch):
+    stand_in(monkeypatch)
     compare(running.run(case, LIBRARY), case.name)
