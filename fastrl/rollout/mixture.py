@@ -182,6 +182,12 @@ class GeometricMixtureWrapper(GenerationMixin):
         self.device = model.device if device is None else device
         self._is_stateful = getattr(model, "_is_stateful", False)
 
+    def __getattr__(self, name: str) -> Any:
+        # What `generate` asks of a model differs between releases of transformers.
+        if name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `forward`."""
         return self.forward(*args, **kwargs)

@@ -2,8 +2,8 @@
 
 PYTHONPATH=. <python with trl 0.28> -m tests.algos.two_model_parity.record
 
-TRL runs as it is but for four things: answers come from the script, rewards from a function of their
-ids (it takes reward models only), the gradients of accumulated micro-batches are averaged as their
+TRL runs as it is but for four things: answers come from the script, rewards from a function of ids
+(it takes reward models only), the gradients of accumulated micro-batches are averaged as their
 losses are (it sums them), and the loss is logged with all its digits.
 """
 
