@@ -21,6 +21,8 @@ _SUBPACKAGES = ("algos", "compat", "data", "models", "ops", "rewards", "rollout"
 __all__ = sorted([*_EXPORTS, "__version__"])
 
 if TYPE_CHECKING:
+    from fastrl.algos.distillation import DistillationTrainer
+    from fastrl.algos.distillation_config import DistillationConfig
     from fastrl.algos.dpo import DPOTrainer
     from fastrl.algos.dpo_config import DPOConfig, FDivergenceConstants, FDivergenceType
     from fastrl.algos.grpo import GRPOTrainer

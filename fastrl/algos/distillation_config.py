@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from fastrl.train.online_config import OnlineConfig
+from fastrl.train.online_config import OnlineConfig, require_positive
 
 
 @dataclass
@@ -75,6 +75,7 @@ class DistillationConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_positive("max_tool_calling_iterations", self.max_tool_calling_iterations)
         if not 0 <= self.beta <= 1:
             raise ValueError(
                 f"beta must be between 0 and 1, got {self.beta}: it is the teacher's share in the "

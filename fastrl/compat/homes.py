@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # Module -> the names that scripts may ask it for.
 _NAMES = {
+    "fastrl.algos.distillation": "DistillationTrainer",
+    "fastrl.algos.distillation_config": "DistillationConfig",
     "fastrl.algos.dpo": "DPOTrainer",
     "fastrl.algos.dpo_config": "DPOConfig FDivergenceConstants FDivergenceType",
     "fastrl.algos.grpo": "GRPOTrainer",

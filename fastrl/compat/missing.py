@@ -8,13 +8,12 @@ from fastrl.legacy import closest
 # First word of classes whose algorithm is not there yet -> how to speak of it.
 _LATER = {
     "AlignProp": "AlignProp",
-    "AsyncDistillation": "distillation",
+    "AsyncDistillation": "asynchronous distillation",
     "AsyncGRPO": "asynchronous GRPO",
     "BCO": "BCO",
     "CPO": "CPO",
     "DDPO": "DDPO",
     "DefaultDDPO": "DDPO",
-    "Distillation": "distillation",
     "GKD": "GKD",
     "NashMD": "Nash-MD",
     "GeometricMixture": "Nash-MD",
@@ -25,19 +24,18 @@ _LATER = {
 }
 _LATER_MODULES = {
     "alignprop": "AlignProp",
-    "async_distillation": "distillation",
+    "async_distillation": "asynchronous distillation",
     "async_grpo": "asynchronous GRPO",
     "bco": "BCO",
     "cpo": "CPO",
     "ddpo": "DDPO",
-    "distillation": "distillation",
     "gkd": "GKD",
     "modeling_sd_base": "DDPO",
     "nash_md": "Nash-MD",
     "orpo": "ORPO",
     "prm": "PRM",
     "sd_utils": "DDPO",
-    "server_distillation": "distillation",
+    "server_distillation": "distillation by a teacher on a server",
     "xpo": "XPO",
 }
 _LOGITS = "logits are never kept: fastrl.ops.linear_token_logprobs scores from hidden states"
@@ -50,7 +48,7 @@ _RELATIVES = (
     "and importance_sampling_level='sequence' is GSPO"
 )
 _GYMS = "GRPOTrainer(environment_factory=...) takes environments of one's own"
-_DISTILLING = "distillation is not there yet, nor are its relatives"
+_DISTILLING = "DistillationTrainer distils; its relatives are not there yet"
 _VISION = "vision models are not there yet"
 _SERVER = "GRPOConfig(use_vllm=True, vllm_mode='server') talks to a vLLM server"
 _SCRIPT = "the command line has it: fastrl {}"

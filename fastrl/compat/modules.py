@@ -13,7 +13,8 @@ _TOP = """AdaptiveKLController add_response_schema AllTrueJudge apply_chat_templ
     AutoModelForCausalLMWithValueHead AutoModelForSeq2SeqLMWithValueHead BaseBinaryJudge BaseJudge
     BasePairwiseJudge BaseRankJudge BEMACallback BestOfNSampler clone_chat_template
     ConstantLengthDataset create_reference_model DataCollatorForCompletionOnlyLM DatasetConfig
-    DatasetMixtureConfig DPOConfig DpoArgumentParser=TrlParser DPOScriptArguments
+    DatasetMixtureConfig DistillationConfig DistillationTrainer
+    DPOConfig DpoArgumentParser=TrlParser DPOScriptArguments
     DpoScriptArguments=DPOScriptArguments DPOTrainer extract_prompt FDivergenceConstants
     FDivergenceType FixedKLController get_dataset get_kbit_device_map get_peft_config
     get_quantization_config get_training_chat_template GRPOConfig GRPOTrainer HfPairwiseJudge
@@ -78,6 +79,7 @@ _UTILS = """AdaptiveKLController ConstantLengthDataset DataCollatorForChatML
 
 # Algorithm -> the first word of its classes; `trainer.<algorithm>_trainer` and `_config` have them.
 _ALGORITHMS = {
+    "distillation": "Distillation",
     "dpo": "DPO",
     "grpo": "GRPO",
     "iterative_sft": "IterativeSFT",
@@ -125,6 +127,9 @@ _PATHS: dict[str, str] = {
     "experimental.bema_for_ref_model": f"{_BEMA} DPOTrainer",
     "experimental.bema_for_ref_model.callback": _BEMA,
     "experimental.bema_for_ref_model.dpo_trainer": "DPOTrainer",
+    "experimental.distillation": "DistillationConfig DistillationTrainer",
+    "experimental.distillation.distillation_config": "DistillationConfig",
+    "experimental.distillation.distillation_trainer": "DistillationTrainer",
     "experimental.judges": _JUDGES,
     "experimental.judges.judges": _JUDGES,
     "experimental.kto": "KTOConfig KTOTrainer",
@@ -171,7 +176,7 @@ _PATHS: dict[str, str] = {
     "scripts": _SCRIPTS,
     **{
         f"scripts.{name}": f"main=fastrl.cli.{name}:main make_parser=fastrl.cli.{name}:make_parser"
-        for name in ("dpo", "grpo", "kto", "reward", "rloo", "sft")
+        for name in ("distillation", "dpo", "grpo", "kto", "reward", "rloo", "sft")
     },
     "scripts.utils": _SCRIPTS,
     "trainer": f"""ensure_master_addr_port {_CALLBACKS} {_JUDGES} {_CLASSIC_BASE} compute_accuracy

@@ -132,14 +132,15 @@ MISSING = {
         for name in ("a2po", "gfpo", "gmpo", "grpo_with_replay_buffer", "gspo_token", "papo")
     },
     **{
-        f"import fastrl.experimental.{name}": "distillation is not there yet"
-        for name in ("async_distillation", "gold", "iw_opd", "minillm", "sdft", "sdpo")
+        f"import fastrl.experimental.{name}": "DistillationTrainer distils"
+        for name in ("gold", "iw_opd", "minillm", "sdft", "sdpo")
     },
     **{
         f"import fastrl.experimental.{name}": "environment_factory"
         for name in ("harbor", "openenv", "openreward")
     },
-    "import fastrl.experimental.server_distillation": "distillation is not there yet",
+    "import fastrl.experimental.async_distillation": "asynchronous distillation is not there yet",
+    "import fastrl.experimental.server_distillation": "teacher on a server is not there yet",
     "import fastrl.experimental.tpo": "DPOTrainer has fifteen",
     "from fastrl.trainer.utils import add_fused_lm_head": "linear_token_logprobs",
     "from fastrl.core import LengthSamplr": "did you mean 'LengthSampler'",

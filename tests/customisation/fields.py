@@ -278,6 +278,16 @@ FIELDS: dict[str, dict[str, Probe]] = {
         "normalize_advantages": Changes("rloo", True, by="weights"),
         "reward_clip_range": Changes("rloo", [0.0, 1.0], by="weights"),
     },
+    "DistillationConfig": {
+        "teacher_model_name_or_path": Changes("distillation", other("policy")),
+        "teacher_model_revision": Seen(places.teacher_loading("v2", "revision")),
+        "teacher_model_init_kwargs": Seen(places.teacher_loading({"dtype": "bfloat16"}, "dtype")),
+        "temperature": Changes("distillation", 0.3),
+        "beta": Changes("distillation", 0.5),
+        "max_tool_calling_iterations": Refused(
+            "distillation", 0, "max_tool_calling_iterations must be 1 or more"
+        ),
+    },
     "OnlineDPOConfig": {
         "learning_rate": Changes("online_dpo", 1e-3),
         "reward_model_path": Changes("online_dpo", other("judge")),

@@ -84,6 +84,27 @@ def loading_online(name: str) -> None:
     _loading("grpo", name)
 
 
+def teacher_loading(value: Any, keyword: str) -> Look:
+    """The teacher is loaded with the field as that keyword, and no field is for one at hand."""
+    wanted = value[keyword] if isinstance(value, dict) else value
+
+    def look(name: str) -> None:
+        from fastrl.train import setup
+
+        asked = []
+        load = lambda *_, **given: asked.append(given) or runs.teacher()  # noqa: E731
+        with patch.object(setup, "create_model_from_path", load):
+            for given in ({}, {name: value}):
+                with built("distillation", teacher_model_name_or_path="somewhere", **given):
+                    pass
+        assert [one.get(keyword) for one in asked] == [None, wanted]
+        refused = pytest.raises(ValueError, match=f"{name} is for a teacher given by name")
+        with refused, built("distillation", **{name: value}):
+            pass
+
+    return look
+
+
 @contextmanager
 def _maps() -> Any:
     """The `num_proc` that datasets are mapped with; nothing is started for it."""

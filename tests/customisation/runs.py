@@ -46,13 +46,18 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "grpo": (fastrl.GRPOTrainer, fastrl.GRPOConfig, DRAWN),
     "rloo": (fastrl.RLOOTrainer, fastrl.RLOOConfig, DRAWN),
     "online_dpo": (fastrl.OnlineDPOTrainer, fastrl.OnlineDPOConfig, {"max_new_tokens": 6}),
+    "distillation": (
+        fastrl.DistillationTrainer,
+        fastrl.DistillationConfig,
+        {"max_completion_length": 6},
+    ),
     "ppo_train": (
         fastrl.PPOv2Trainer,
         fastrl.PPOTrainConfig,
         {"response_length": 6, "num_ppo_epochs": 2, "num_sample_generations": 0},
     ),
 }
-DRAWING = ("grpo", "rloo", "online_dpo")
+DRAWING = ("grpo", "rloo", "online_dpo", "distillation")
 _ROWS = {"sft": "completion", "dpo": "preference", "kto": "unpaired", "reward": "preference"}
 _CLOCK = ("runtime", "per_second", "step_time", "preparation_time", "eps")
 
@@ -134,7 +139,9 @@ def build(kind: str, output_dir: Path, settings: dict[str, Any]) -> Any:
         "eval_dataset": rows(kind, 2 if kind in DRAWING else 4, 1, own.get("_rows")),
         "processing_class": making.tokenizer(own.get("_template", making.CHATML)),
     }
-    if kind in DRAWING:
+    if kind == "distillation":
+        parts["teacher_model"] = None if "teacher_model_name_or_path" in fields else teacher()
+    elif kind in DRAWING:
         parts["reward_funcs"] = {"several": [vowels, letters], "dull": nothing}.get(
             own.get("_rewards", ""), letters
         )
@@ -150,6 +157,11 @@ def build(kind: str, output_dir: Path, settings: dict[str, Any]) -> Any:
     if own.get("_engine"):
         made._corrects = args.vllm_importance_sampling_correction
     return made
+
+
+def teacher() -> nn.Module:
+    """One that is surer of itself than the student."""
+    return _scaled(making.model("qwen2"), 1.5)
 
 
 def _scaled(model: nn.Module, factor: float) -> nn.Module:

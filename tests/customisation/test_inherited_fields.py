@@ -213,7 +213,7 @@ def outside(reads: dict[str, set[tuple[str, str]]], name: str) -> bool:
 def test_what_one_online_trainer_reads_all_of_them_read():
     """Evidence for a field of `OnlineConfig` is gathered on GRPO."""
     grpo = read_by("grpo")
-    for kind in ("rloo", "online_dpo"):
+    for kind in ("rloo", "online_dpo", "distillation"):
         fields = {f.name for f in dataclasses.fields(runs.KINDS[kind][1]) if f.init}
         ours = fields - set(NAMES)
         lost = {n for n in ours if outside(grpo, n) and not outside(read_by(kind), n)}
@@ -295,7 +295,7 @@ def test_no_override_bypasses_a_field(kind):
         if name in ("compute_loss", "_get_num_items_in_batch", "prediction_step"):
             lost -= OF_LABELS | ({"label_names"} if "label_names" in config._NO_PART else set())
             lost -= {"label_smoothing_factor"} if kind != "sft" else set()
-        if kind in ("grpo", "rloo", "online_dpo") and name.endswith("_sampler"):
+        if kind in runs.DRAWING and name.endswith("_sampler"):
             # Their samplers give whole batches in the order of `_order_seed`.
             lost -= {"dataloader_drop_last", "length_column_name", "data_seed", "seed"}
             lost -= {"gradient_accumulation_steps"}
