@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 from fastrl.algos.dpo_losses import DIVERGENCES, LOSSES, OF_MARGIN, SMOOTHED
 from fastrl.legacy.dpo import DPO_DEFAULTS, DPO_FIELDS
@@ -37,6 +38,8 @@ class DPOConfig(PreferenceConfig):
         ValueError: at construction, for a value outside its list or range, or settings that exclude
             each other.
     """
+
+    _NO_EFFECT: ClassVar[dict[str, str]] = {"padding_free": "padding is never computed"}
 
     truncation_mode: str = field(
         default="keep_start",

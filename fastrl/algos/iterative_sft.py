@@ -283,12 +283,16 @@ class IterativeSFTTrainer(Trainer):
         return dataset
 
     def _maybe_log_save_evaluate(self) -> None:
-        """After each batch: evaluate every `eval_steps`, log every `logging_steps` batches."""
+        """After each batch: evaluate every `eval_steps`, log every `logging_steps` batches.
+
+        `logging_first_step` logs the first one too.
+        """
         step = self.state.global_step
         if self._due(self.args.eval_steps):
             self.evaluate(self.eval_dataset)
             self.model.train()
-        if self._due(self.args.logging_steps) and self.args.logging_strategy != "no":
+        first = step == 1 and self.args.logging_first_step
+        if first or (self._due(self.args.logging_steps) and self.args.logging_strategy != "no"):
             mean = self.accelerator.gather(self.tr_loss[None]).mean().item()
             logs = {"loss": mean / (step - self._last_logged)}
             self.tr_loss.zero_()

@@ -33,16 +33,19 @@ class IterativeSFTConfig(BaseConfig):
         "auto_find_batch_size": ((False,), "lower per_device_train_batch_size instead"),
         "dataloader_drop_last": ((False,), "step() learns every row it is given"),
         "dataloader_num_workers": ((0,), "step() is given its rows"),
+        "dataloader_persistent_workers": ((False,), "step() is given its rows"),
         "eval_delay": ((0, None), "evaluate when you like, between two calls of step()"),
         "eval_on_start": ((False,), "call evaluate() before the first step()"),
         "eval_strategy": (("no", "steps"), "step() has no epochs"),
         "load_best_model_at_end": ((False,), _SAVES_NOTHING),
+        "metric_for_best_model": ((None,), _SAVES_NOTHING),
         "num_train_epochs": ((3,), "call step() with the rows again"),
         "save_steps": ((500,), _SAVES_NOTHING),
         "save_strategy": (("steps", "no"), _SAVES_NOTHING),
         "save_total_limit": ((None,), _SAVES_NOTHING),
         "torch_empty_cache_steps": ((None,), "optimize_device_cache empties it"),
         "train_sampling_strategy": (("random",), "step() shuffles the rows it is given"),
+        "use_liger_kernel": ((False,), "give a model that Liger's layers are in already"),
     }
 
     model_init_kwargs: dict[str, Any] | str | None = field(

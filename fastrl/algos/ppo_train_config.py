@@ -87,6 +87,9 @@ class PPOTrainConfig(BaseConfig):
         "train_sampling_strategy": (("random",), "prompts are drawn at random"),
         "use_liger_kernel": ((False,), "log-probabilities are computed without it"),
     }
+    _NO_EFFECT: ClassVar[dict[str, str]] = {
+        "ds3_gather_for_generation": "under ZeRO-3 weights are gathered layer by layer"
+    }
 
     logging_steps: float = field(
         default=1, metadata={"help": "Log every so many batches; below 1, a share of all."}

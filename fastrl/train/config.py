@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from transformers import TrainingArguments
 
-from fastrl.legacy import InvalidChoice, closest
+from fastrl.legacy import InvalidChoice, closest, warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +59,17 @@ class BaseConfig(TrainingArguments):
 
     Raises:
         ValueError: for a field of transformers that the trainer has no use for.
+
+    Warns:
+        UserWarning: once, for a field whose value changes nothing here.
     """
 
     # Field of transformers that nothing reads -> (values that ask for nothing, why).
     _NO_PART: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
         "label_names": ((None, [], ["labels"]), "a trainer knows its own labels"),
     }
+    # Field that TRL has and any value of which gives the same run here -> why.
+    _NO_EFFECT: ClassVar[dict[str, str]] = {}
 
     logging_steps: float = field(
         default=10, metadata={"help": "Log every so many optimizer steps; below 1, a share of all."}
@@ -102,6 +107,10 @@ class BaseConfig(TrainingArguments):
                 raise ValueError(
                     f"{name}={given!r} has no part in {type(self).__name__} ({why}); leave it out"
                 )
+        for name, why in self._NO_EFFECT.items():
+            given = getattr(self, name)
+            if given != self.__dataclass_fields__[name].default:
+                warn_once(f"{name}={given!r} changes nothing in {type(self).__name__}: {why}")
         plan = self.parallelism_config
         if plan is not None and (plan.cp_enabled or plan.sp_enabled):
             raise ValueError(

@@ -181,6 +181,12 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
         "batch_eval_metrics": ((False,), _NO_LOGITS),
         "include_for_metrics": (([],), _NO_LOGITS),
     }
+    _NO_EFFECT: ClassVar[dict[str, str]] = {
+        "cache_implementation": "the engine has its own cache",
+        "ds3_gather_for_generation": "under ZeRO-3 processes generate in step",
+        "log_multimodal": "prompts with images are not trained on here",
+        "use_transformers_continuous_batching": "answers are always batched continuously",
+    }
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
     remove_unused_columns: bool | None = field(
