@@ -17,7 +17,7 @@ TOOLS = {
     "plot": "fastrl.cli.plot",
 }
 # Modules with `HELP`, `make_parser` and `main`; they may start several processes.
-TRAINING = ("sft", "dpo", "kto", "reward", "grpo", "rloo", "distillation", "ppo")
+TRAINING = ("sft", "dpo", "kto", "bco", "reward", "prm", "grpo", "rloo", "distillation", "gkd", "ppo")
 
 
 def _parser() -> argparse.ArgumentParser:
