@@ -17,7 +17,9 @@ TOOLS = {
     "plot": "fastrl.cli.plot",
 }
 # Modules with `HELP`, `make_parser` and `main`; they may start several processes.
-TRAINING = ("sft", "dpo", "kto", "bco", "reward", "prm", "grpo", "rloo", "distillation", "gkd", "ppo")
+TRAINING = (
+    "sft", "dpo", "kto", "bco", "reward", "prm", "grpo", "rloo", "distillation", "gkd", "ppo",
+)  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,7 +13,8 @@ _TOP = """AdaptiveKLController add_response_schema AlignPropConfig AlignPropTrai
     apply_chat_template DDPOConfig DDPOPipelineOutput DDPOSchedulerOutput
     DDPOStableDiffusionPipeline DDPOTrainer DefaultDDPOStableDiffusionPipeline
     AutoModelForCausalLMWithValueHead AutoModelForSeq2SeqLMWithValueHead BaseBinaryJudge BaseJudge
-    BasePairwiseJudge BaseRankJudge BCOConfig BCOTrainer BEMACallback BestOfNSampler clone_chat_template
+    BasePairwiseJudge BaseRankJudge BCOConfig BCOTrainer BEMACallback BestOfNSampler
+    clone_chat_template
     ConstantLengthDataset CPOConfig CPOTrainer create_reference_model
     DataCollatorForCompletionOnlyLM DatasetConfig
     DatasetMixtureConfig DistillationConfig DistillationTrainer GKDConfig GKDTrainer
@@ -34,7 +35,8 @@ _TOP = """AdaptiveKLController add_response_schema AlignPropConfig AlignPropTrai
     ORPOConfig ORPOTrainer
     pack_dataset pack_examples PairRMJudge PPOConfig PPOTrainConfig PPOTrainer PPOv2Config
     PPOv2Trainer prepare_multimodal_messages prepare_multimodal_messages_vllm PreTrainedModelWrapper
-    PRMConfig PRMTrainer RandomPairwiseJudge RandomRankJudge RewardConfig RewardTrainer RichProgressCallback
+    PRMConfig PRMTrainer
+    RandomPairwiseJudge RandomRankJudge RewardConfig RewardTrainer RichProgressCallback
     RLOOConfig RLOOTrainer RunningMoments ScriptArguments set_api set_seed setup_chat_format
     SftArgumentParser=TrlParser SFTConfig SFTScriptArguments
     SftScriptArguments=SFTScriptArguments SFTTrainer SUPPORTED_ARCHITECTURES
