@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from tests.algos.offline_parity import making
-from tests.customisation import classic, options, places, runs
+from tests.customisation import classic, diffusing, options, places, runs
 from tests.customisation.classic import Filled, Steps, Wrong
+from tests.customisation.diffusing import Draws
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class Seen:
         self.look(name)
 
 
-Probe = Changes | Refused | Same | Seen | Steps | Filled | Wrong
+Probe = Changes | Refused | Same | Seen | Steps | Filled | Wrong | Draws
 CUT = {"max_length": 40}
+MATCHED = {"_matched": True}
 MOE = {"_model": "qwen2_moe"}
 OFF = {"num_iterations": 3, "max_steps": 3}  # the ratio to the policy that sampled leaves 1
 FOLLOWS = {"sync_ref_model": True, "ref_model_sync_steps": 1}
@@ -165,6 +167,23 @@ FIELDS: dict[str, dict[str, Probe]] = {
         "loss_type": Changes("kto", "apo_zero_unpaired"),
         "desirable_weight": Changes("kto", 2.0),
         "undesirable_weight": Changes("kto", 2.0),
+    },
+    "BCOConfig": {
+        "learning_rate": Changes("bco", 1e-3),
+        "train_sampling_strategy": Changes("bco", "random"),
+        "max_prompt_length": Changes("bco", 6, CUT),
+        "truncation_mode": Changes("bco", "keep_start", {**CUT, "max_prompt_length": 6}),
+        "prompt_sample_size": Changes("bco", 2, MATCHED),
+        "min_density_ratio": Changes("bco", 3.0, MATCHED),
+        "max_density_ratio": Changes("bco", 0.6, MATCHED),
+    },
+    "PRMConfig": {
+        "learning_rate": Changes("prm", 1e-3),
+        "max_prompt_length": Changes("prm", 4),
+        "max_completion_length": Changes("prm", 20),
+        "disable_dropout": Changes("prm", False, {"_dropout": 0.25}, by="facts"),
+        "step_separator": Changes("prm", "|"),
+        "train_on_last_step_only": Changes("prm", True),
     },
     "RewardConfig": {
         "learning_rate": Changes("reward", 1e-3),
@@ -444,4 +463,60 @@ FIELDS["DatasetMixtureConfig"] = {
     "datasets": Seen(options.datasets_of_a_mixture),
     "streaming": Seen(options.streaming),
     "test_split_size": Seen(options.held_out),
+}
+FIELDS["DiffusionConfig"] = {
+    "exp_name": Draws("mine", by="tracked"),
+    "run_name": Draws("mine", by="facts"),
+    "seed": Draws(5),
+    "log_with": Seen(diffusing.tracker),
+    "tracker_kwargs": Draws({"wandb": {"entity": "me"}}, by="tracked"),
+    "accelerator_kwargs": Draws({"cpu": True, "even_batches": False}, by="facts"),
+    "project_kwargs": Draws({"total_limit": 3}, by="facts"),
+    "tracker_project_name": Draws("mine", by="tracked"),
+    "logdir": Draws("elsewhere", by="facts"),
+    "num_epochs": Draws(1),
+    "save_freq": Draws(2, by="checkpoints"),
+    "num_checkpoint_limit": Draws(2, by="facts"),
+    "mixed_precision": Draws("bf16"),
+    "allow_tf32": Draws(False, by="facts"),
+    "resume_from": Seen(diffusing.resumed),
+    "sample_num_steps": Draws(3),
+    "sample_eta": Draws(0.5),
+    "sample_guidance_scale": Draws(2.0),
+    "train_batch_size": Draws(2),
+    "train_use_8bit_adam": Seen(diffusing.eight_bits),
+    "train_learning_rate": Draws(1e-4),
+    "train_adam_beta1": Draws(0.5),
+    "train_adam_beta2": Draws(0.5),
+    "train_adam_weight_decay": Draws(0.5),
+    "train_adam_epsilon": Draws(1e-2),
+    "train_gradient_accumulation_steps": Draws(2),
+    "train_max_grad_norm": Draws(1e-7, by="weights"),
+    "negative_prompts": Draws("dark"),
+}
+FIELDS["DDPOConfig"] = {
+    "sample_batch_size": Draws(3),
+    "sample_num_batches_per_epoch": Draws(3),
+    "train_num_inner_epochs": Draws(2),
+    "train_cfg": Draws(False),
+    "train_adv_clip_max": Draws(0.1),
+    "train_clip_range": Draws(0.5),
+    "train_timestep_fraction": Draws(0.5),
+    "per_prompt_stat_tracking": Draws(True),
+    "per_prompt_stat_tracking_buffer_size": Draws(1, diffusing.TRACKED["DDPO"], by="facts"),
+    "per_prompt_stat_tracking_min_count": Draws(1, diffusing.TRACKED["DDPO"]),
+    "async_reward_computation": Draws(True, by="facts"),
+    "max_workers": Draws(3, {"async_reward_computation": True}, by="facts"),
+}
+FIELDS["AlignPropConfig"] = {
+    "train_learning_rate": Draws(1e-4, kind="AlignProp"),
+    "negative_prompts": Draws("dark", kind="AlignProp"),
+    "log_image_freq": Draws(2, by="shown", kind="AlignProp"),
+    "truncated_backprop_rand": Draws(
+        False, {"truncated_backprop_timestep": 1}, by="weights", kind="AlignProp"
+    ),
+    "truncated_backprop_timestep": Draws(
+        0, {"truncated_backprop_rand": False}, by="weights", kind="AlignProp"
+    ),
+    "truncated_rand_backprop_minmax": Draws((0, 0), by="weights", kind="AlignProp"),
 }

@@ -1,0 +1,322 @@
+"""`DDPOTrainer`: runs of TRL 0.7.11 repeated, its loss by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastrl
+from fastrl.algos.align_prop import AlignPropTrainer
+from fastrl.algos.align_prop_config import AlignPropConfig
+from fastrl.algos.ddpo import DDPOTrainer, ddpo_loss
+from fastrl.algos.ddpo_config import DDPOConfig
+from fastrl.models.diffusion import DefaultDDPOStableDiffusionPipeline
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "examples" / "scripts")]
+
+import tiny_pipeline  # noqa: E402
+from ddpo_parity.cases import CASES, COMMON, Prompts, reward, run_case  # noqa: E402
+
+RECORDED = json.loads((HERE.parent / "fixtures" / "ddpo.json").read_text())["cases"]
+FASTRL = types.SimpleNamespace(
+    AlignPropConfig=AlignPropConfig,
+    AlignPropTrainer=AlignPropTrainer,
+    DDPOConfig=DDPOConfig,
+    DDPOTrainer=DDPOTrainer,
+    DefaultDDPOStableDiffusionPipeline=DefaultDDPOStableDiffusionPipeline,
+)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A tiny Stable Diffusion pipeline's."""
+    place = tmp_path_factory.mktemp("pipeline")
+    tiny_pipeline.save(place)
+    return place
+
+
+QUICK = ("full", "lora", "fixed_truncation")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in QUICK else pytest.mark.slow)
+        for case in CASES
+    ],
+)
+def test_losses_rewards_and_weights_are_trls(case, folder):
+    found, recorded = run_case(case, FASTRL, folder), RECORDED[case.name]
+    assert len(found["log"]) == len(recorded["log"]) >= 10
+    for ours, theirs in zip(found["log"], recorded["log"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+    assert found["norm"] == pytest.approx(recorded["norm"], rel=1e-5)
+    assert found["draw"] == recorded["draw"]
+
+
+def settings(**more):
+    """Two images an epoch in one optimizer step, unless `more` says otherwise."""
+    base = {
+        "sample_num_steps": 2,
+        "sample_batch_size": 2,
+        "sample_num_batches_per_epoch": 1,
+        "train_batch_size": 2,
+        "train_clip_range": 0.1,
+    }
+    return DDPOConfig(**{**COMMON, **base, **more})
+
+
+class Quiet(DefaultDDPOStableDiffusionPipeline):
+    def set_progress_bar_config(self, **_):
+        super().set_progress_bar_config(disable=True)
+
+
+def build(folder, use_lora=False, rewarded=reward, prompts=None, hook=None, **more):
+    pipeline = Quiet(str(folder), use_lora=use_lora)
+    return DDPOTrainer(settings(**more), rewarded, prompts or Prompts(), pipeline, hook)
+
+
+def weights(trainer):
+    parameters = trainer.sd_pipeline.unet.parameters()
+    return torch.cat([p.detach().flatten() for p in parameters if p.requires_grad])
+
+
+def metrics(trainer):
+    return [{k: v for k, v in row.items() if k != "reward"} for row in trainer.log_history]
+
+
+def test_the_loss_by_hand():
+    advantages = torch.tensor([2.0, 2.0, -1.0, -1.0])
+    ratio = torch.tensor([1.5, 0.5, 1.5, 0.5], requires_grad=True)
+    loss = ddpo_loss(advantages, 0.2, ratio)
+    # max(−3, −2.4), max(−1, −1.6), max(1.5, 1.2), max(0.5, 0.8)
+    assert loss.item() == pytest.approx((-2.4 - 1 + 1.5 + 0.8) / 4)
+    loss.backward()
+    assert ratio.grad.tolist() == [0, -0.5, 0.25, 0]
+
+
+def test_accumulated_batches_are_one(folder):
+    """Two passes of one image take the step of one pass of two."""
+    whole = build(folder)
+    parts = build(folder, train_batch_size=1, train_gradient_accumulation_steps=2)
+    start = weights(whole).clone()
+    for trainer in (whole, parts):
+        trainer.train(2)
+    assert len(whole.log_history) == len(parts.log_history) == 4
+    assert (weights(whole) - start).abs().max() > 1e-5
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-6)
+
+
+def drawn_prompt():
+    return str(torch.randint(9, ()).item()), {}
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
+    """Weights, optimizer, generators, steps and the rewards of each prompt come back."""
+    more = {
+        "use_lora": True,
+        "prompts": drawn_prompt,
+        "per_prompt_stat_tracking": True,
+        "per_prompt_stat_tracking_min_count": 2,
+        "num_checkpoint_limit": 2,
+        "logdir": str(tmp_path),
+        "run_name": "mine",
+    }
+    through = build(folder, **more)
+    through.train(4)
+    kept = tmp_path / "mine" / "checkpoints"
+    assert sorted(p.name for p in kept.iterdir()) == ["checkpoint_1", "checkpoint_2"]
+    (kept / "checkpoint_2").rename(tmp_path / "away")
+    again = build(folder, **more, resume_from=str(kept))
+    assert again.first_epoch == 3 and not torch.equal(weights(again), weights(through))
+    again.train(4)
+    assert metrics(again) == metrics(through)[-2:]
+    assert torch.equal(weights(again), weights(through))
+    assert again.stat_tracker.get_stats() == through.stat_tracker.get_stats()
+    assert sorted(p.name for p in kept.iterdir()) == ["checkpoint_1", "checkpoint_2"]
+
+
+def test_a_checkpoint_of_trls(folder, tmp_path):
+    """It holds no progress: epochs are counted from its number, as TRL does."""
+    trainer = build(folder, logdir=str(tmp_path))
+    trainer.train(2)
+    (tmp_path / "checkpoints" / "checkpoint_0" / "progress.json").unlink()
+    again = build(folder, logdir=str(tmp_path), resume_from=str(tmp_path / "checkpoints"))
+    assert again.first_epoch == 1
+    assert torch.equal(weights(again), weights(trainer))
+
+
+def test_rewards_in_threads_are_the_same(folder):
+    """They run while the next batch is drawn; functions may also answer with futures."""
+    import threading
+
+    threads, two = [], {"sample_num_batches_per_epoch": 2, "train_gradient_accumulation_steps": 2}
+
+    def rewarded(*given):
+        threads.append(threading.current_thread() is threading.main_thread())
+        rewards, details = reward(*given)
+        future = Future()
+        future.set_result(rewards)
+        return (future if len(threads) == 2 else rewards), details
+
+    plain, threaded = (
+        build(folder, **two),
+        build(folder, rewarded=rewarded, async_reward_computation=True, **two),
+    )
+    for trainer in (plain, threaded):
+        trainer.train(1)
+    assert threads == [False, False]
+    assert metrics(plain) == metrics(threaded) and torch.equal(weights(plain), weights(threaded))
+    assert not threaded._scoring
+
+
+def test_the_hook_sees_images_and_rewards(folder):
+    seen = []
+    trainer = build(folder, hook=lambda *given: seen.append(given))
+    with pytest.warns(UserWarning, match="tracker that keeps nothing"):
+        trainer.train(1)
+    ((data, step, tracker),) = seen
+    ((images, prompts, metadata, rewards, details),) = data
+    assert images.shape == (2, 3, 16, 16) and 0 <= images.min() <= images.max() <= 1
+    assert prompts == ("blue dog", "red cat") or len(prompts) == 2
+    assert [one["number"] for one in metadata] == [1, 2] and (step, details) == (0, {})
+    torch.testing.assert_close(rewards, reward(images, prompts, metadata)[0])
+    tracker.log_images({"image": images})
+
+
+def test_half_precision_waits_for_a_gpu(folder):
+    with pytest.warns(UserWarning, match="mixed_precision='fp16' needs a GPU"):
+        trainer = build(folder, mixed_precision="fp16")
+    assert trainer.accelerator.mixed_precision == "no"
+
+
+def test_trained_weights_stay_in_fp32_and_others_do_not(folder):
+    trainer = build(folder, use_lora=True, mixed_precision="bf16")
+    trainer.train(1)
+    unet = trainer.sd_pipeline.unet
+    assert {p.dtype for p in unet.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in unet.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert trainer.sd_pipeline.vae.dtype == torch.bfloat16
+    kls = [row["approx_kl"] for row in trainer.log_history if "approx_kl" in row]
+    assert kls[0] < 1e-2  # nothing has been learnt before the first step
+
+
+@pytest.mark.parametrize(
+    ("rewarded", "said"),
+    [
+        (lambda *_: torch.ones(2), r"must return \(rewards, metadata\), got Tensor"),
+        (lambda *_: (torch.ones(3), {}), r"one reward for each of 2 images.*got \(3,\)"),
+        (lambda *_: (torch.tensor([1.0, float("nan")]), {}), "not finite"),
+    ],
+)
+def test_wrong_rewards_change_nothing(folder, rewarded, said):
+    trainer = build(folder, rewarded=rewarded)
+    start = weights(trainer).clone()
+    with pytest.raises(ValueError, match=said):
+        trainer.train(1)
+    assert torch.equal(weights(trainer), start) and not trainer.log_history
+
+
+def test_a_step_without_noise_is_refused(folder):
+    trainer = build(folder)
+    trainer.sd_pipeline.sd_pipeline.scheduler.register_to_config(steps_offset=0)
+    with pytest.raises(ValueError, match="steps_offset at least 1"):
+        trainer.train(1)
+
+
+def test_arguments_that_are_none(folder):
+    pipeline = Quiet(str(folder), use_lora=False)
+    for given, said in (
+        ((AlignPropConfig(), reward, Prompts(), pipeline), "config must be a DDPOConfig"),
+        ((settings(), None, Prompts(), pipeline), "reward_function must be callable, got NoneType"),
+        ((settings(), reward, "cat", pipeline), "prompt_function must be callable, got str"),
+        ((settings(), reward, Prompts(), pipeline, 3), "image_samples_hook must be callable"),
+        ((settings(), reward, Prompts(), pipeline.sd_pipeline), "without get_trainable_layers"),
+        (
+            (settings(train_batch_size=4), reward, Prompts(), pipeline),
+            "sample_batch_size=2 must be a multiple of train_batch_size=4",
+        ),
+        (
+            (settings(train_gradient_accumulation_steps=2), reward, Prompts(), pipeline),
+            "the 2 samples of an epoch .* multiple of the 4",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            DDPOTrainer(*given)
+    with pytest.raises(ValueError, match=r"prompt_function must return \(prompt, metadata\)"):
+        build(folder, prompts=lambda: "cat").train(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("sample_eta", 0, "finite and above 0"),
+        ("train_timestep_fraction", 0.01, "leaves no step"),
+        ("train_timestep_fraction", 1.5, r"in \(0, 1\]"),
+        ("train_adam_beta1", 1.0, r"in \[0, 1\)"),
+        ("sample_batch_size", 0, "at least 1"),
+        ("seed", -1, "at least 0"),
+        ("train_cfg", "yes", "True or False"),
+        ("mixed_precision", "fp32", "no, fp16, bf16, fp8"),
+        ("project_kwargs", "x", "dict of keyword arguments"),
+        ("train_learning_rate", float("nan"), "finite and at least 0"),
+    ],
+)
+def test_values_that_are_none(name, value, said):
+    with pytest.raises(ValueError, match=f"{name}=.*{said}"):
+        settings(**{name: value})
+
+
+def test_the_config_on_a_command_line_and_as_a_dict():
+    parser = fastrl.TrlParser((DDPOConfig,))
+    words = ["--num_epochs=200", "--per_prompt_stat_tracking=True", "--log_with", "tensorboard"]
+    words += ["--tracker_kwargs", '{"wandb": {"entity": "me"}}']
+    (config,) = parser.parse_args_and_config(words)
+    assert (config.num_epochs, config.per_prompt_stat_tracking) == (200, True)
+    found = config.to_dict()
+    assert found["tracker_kwargs/wandb/entity"] == "me" and found["log_with"] == "tensorboard"
+    assert "project_kwargs" not in found
+
+
+def test_saving_and_the_card(folder, tmp_path, monkeypatch):
+    from fastrl.train import hub
+
+    monkeypatch.setattr(hub, "whoami", lambda: {"name": "ada"})
+    trainer = build(folder)
+    trainer.save_pretrained(tmp_path / "bright")
+    again = Quiet(str(tmp_path / "bright"), use_lora=False)
+    found = torch.cat([p.detach().flatten() for p in again.unet.parameters()])
+    assert torch.equal(found, weights(trainer))
+    card = (tmp_path / "bright" / "README.md").read_text()
+    assert "# TRL DDPO Model" in card and 'from_pretrained("ada/bright")' in card
+
+
+@pytest.mark.slow
+def test_brightness_rises(folder):
+    def brightness(images, prompts, metadata):
+        return images.mean(dim=(1, 2, 3)), {}
+
+    trainer = build(
+        folder,
+        rewarded=brightness,
+        num_epochs=30,
+        sample_batch_size=8,
+        sample_num_batches_per_epoch=2,
+        train_batch_size=8,
+        sample_num_steps=4,
+        sample_guidance_scale=1.0,
+        train_learning_rate=5e-4,
+        save_freq=1000,
+    )
+    trainer.train()
+    means = [row["reward_mean"] for row in trainer.log_history if "reward_mean" in row]
+    first, last = sum(means[:5]) / 5, sum(means[-5:]) / 5
+    spread = trainer.log_history[0]["reward_std"]
+    assert last > first + spread, (first, last, spread)
