@@ -126,7 +126,7 @@ def _processes(kind: str, name: str, **more: Any) -> None:
 
 
 def processes(name: str) -> None:
-    for kind in ("sft", "dpo", "kto", "reward"):
+    for kind in ("sft", "dpo", "kto", "reward", "bco", "prm"):
         _processes(kind, name)
 
 

@@ -20,6 +20,8 @@ from datasets import Dataset
 from torch import nn
 
 import fastrl
+from tests.algos.bco_prm_parity.regression import regression
+from tests.algos.bco_prm_parity.running import embed
 from tests.algos.offline_parity import making
 
 BASE: dict[str, Any] = {
@@ -43,6 +45,8 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "dpo": (fastrl.DPOTrainer, fastrl.DPOConfig, {}),
     "kto": (fastrl.KTOTrainer, fastrl.KTOConfig, {}),
     "reward": (fastrl.RewardTrainer, fastrl.RewardConfig, {}),
+    "bco": (fastrl.BCOTrainer, fastrl.BCOConfig, {}),
+    "prm": (fastrl.PRMTrainer, fastrl.PRMConfig, {}),
     "grpo": (fastrl.GRPOTrainer, fastrl.GRPOConfig, DRAWN),
     "rloo": (fastrl.RLOOTrainer, fastrl.RLOOConfig, DRAWN),
     "online_dpo": (fastrl.OnlineDPOTrainer, fastrl.OnlineDPOConfig, {"max_new_tokens": 6}),
@@ -59,6 +63,8 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 DRAWING = ("grpo", "rloo", "online_dpo", "distillation")
 _ROWS = {"sft": "completion", "dpo": "preference", "kto": "unpaired", "reward": "preference"}
+_ROWS |= {"bco": "unpaired", "prm": "stepwise"}
+_ARCHITECTURES = {"reward": "score", "prm": "tokens"}
 _CLOCK = ("runtime", "per_second", "step_time", "preparation_time", "eps")
 
 
@@ -94,7 +100,7 @@ def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
 
 
 def _model(kind: str, name: str, dropout: float, dtype: str | None) -> nn.Module:
-    model = making.model(name, "score" if kind == "reward" else "lm")
+    model = making.model(name, _ARCHITECTURES.get(kind, "lm"))
     if dropout:
         model.extra = nn.Dropout(dropout)
     return model if dtype is None else model.to(getattr(torch, dtype))
@@ -126,7 +132,8 @@ def build(kind: str, output_dir: Path, settings: dict[str, Any]) -> Any:
     `_model` its family, `_dropout` a dropout in it, `_dtype` of its weights, `_by_name` the folder
     to load, `_template` of chats, `_rows` another kind of dataset, `_text` prompts as texts,
     `_rewards` "several" functions or a "dull" one, `_drawn` answers from outside, `_engine` taken
-    for another engine's, `_apart` a reference of other weights.
+    for another engine's, `_apart` a reference of other weights, `_matched` prompts that
+    are embedded.
     """
     own = {name: settings[name] for name in settings if name.startswith("_")}
     fields = {name: value for name, value in settings.items() if name not in own}
@@ -153,7 +160,10 @@ def build(kind: str, output_dir: Path, settings: dict[str, Any]) -> Any:
         parts["ref_model"] = _scaled(making.model("qwen2"), 1.3)
     family, dropout = own.get("_model", "qwen2"), own.get("_dropout", 0.0)
     model = own.get("_by_name") or _model(kind, family, dropout, own.get("_dtype"))
-    made = trainer(model, args=args, **parts)
+    if own.get("_matched"):
+        parts |= {"embedding_func": embed, "embedding_tokenizer": making.tokenizer()}
+    with regression():
+        made = trainer(model, args=args, **parts)
     if own.get("_engine"):
         made._corrects = args.vllm_importance_sampling_correction
     return made

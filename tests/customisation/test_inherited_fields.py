@@ -220,9 +220,12 @@ def test_what_one_online_trainer_reads_all_of_them_read():
         assert lost <= {"use_transformers_paged", "max_new_tokens"}, (kind, lost)
 
 
+OFFLINE = ("dpo", "kto", "reward", "bco", "prm")
+
+
 def test_what_one_offline_trainer_reads_all_of_them_read():
     """Evidence for a field of `OfflineConfig` is gathered on SFT, of `PreferenceConfig` on DPO."""
-    for one, others in (("sft", ("dpo", "kto", "reward")), ("dpo", ("kto",))):
+    for one, others in (("sft", OFFLINE), ("dpo", ("kto", "bco"))):
         for kind in others:
             shared = {f.name for f in dataclasses.fields(runs.KINDS[one][1])} & {
                 f.name for f in dataclasses.fields(runs.KINDS[kind][1])
@@ -328,6 +331,8 @@ REFUSED = {
     "dpo": {"label_smoothing_factor": 0.1, "label_names": ["mine"]},
     "kto": {"label_smoothing_factor": 0.1, "label_names": ["mine"]},
     "reward": {"label_smoothing_factor": 0.1, "label_names": ["mine"]},
+    "bco": {"label_smoothing_factor": 0.1, "label_names": ["mine"]},
+    "prm": {"label_names": ["mine"]},
     "sft": {"label_names": ["mine"]},
     "grpo": {"include_for_metrics": ["loss"], "batch_eval_metrics": True},
     "rloo": {"include_for_metrics": ["loss"], "train_sampling_strategy": "sequential"},

@@ -28,16 +28,16 @@ BCO = [
     _bco("lora", lora=True, reference=False),
     _bco("precomputed", precompute_ref_log_probs=True),
     _bco("moe", model="qwen2_moe"),
-    _bco("matched", matched=True),
-    _bco("matched_closely", matched=True, prompt_sample_size=5, min_density_ratio=0.9,
-         max_density_ratio=1.1),
+    _bco("matched", matched=True, learning_rate=1e-4),
+    _bco("matched_closely", matched=True, learning_rate=1e-4, prompt_sample_size=5,
+         min_density_ratio=0.9, max_density_ratio=1.1),
 ]  # fmt: skip
 
 PRM = [
     _prm("steps"),
     _prm("last_step", train_on_last_step_only=True),
     _prm("separator", step_separator="\n\n", model="llama"),
-    _prm("truncated", max_length=44),
+    _prm("truncated", max_length=60),
     _prm("completion_cut", max_completion_length=20),
     _prm("bos", bos=True),
     _prm("evaluated", per_device_eval_batch_size=4, **EVALUATED),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -31,12 +34,16 @@ class LogisticRegression:
         return self
 
 
-def stand_in(monkeypatch: Any) -> None:
-    """Let `sklearn.linear_model` have it, if it cannot be imported."""
-    try:
-        import sklearn.linear_model  # noqa: F401
-    except ImportError:
-        module = ModuleType("sklearn.linear_model")
-        module.LogisticRegression = LogisticRegression
-        monkeypatch.setitem(sys.modules, "sklearn", ModuleType("sklearn"))
-        monkeypatch.setitem(sys.modules, "sklearn.linear_model", module)
+def installed() -> bool:
+    """Whether scikit-learn can be imported."""
+    return find_spec("sklearn") is not None
+
+
+def regression() -> Any:
+    """Inside, `sklearn.linear_model` has a logistic regression: scikit-learn's, else this one."""
+    if installed():
+        return nullcontext()
+    module = ModuleType("sklearn.linear_model")
+    module.LogisticRegression = LogisticRegression
+    named = {"sklearn": ModuleType("sklearn"), "sklearn.linear_model": module}
+    return patch.dict(sys.modules, named)

@@ -69,14 +69,7 @@ def rows(case: Case, count: int, seed: int = 0) -> Dataset:
 
 def model(case: Case) -> transformers.PreTrainedModel:
     """A language model for BCO, a classifier of tokens with two labels for PRM."""
-    made = making.model(case.model)
-    if case.trainer == "PRM":
-        config = made.config
-        config.num_labels = 2
-        made = transformers.AutoModelForTokenClassification.from_config(config)
-        making._fill(made)
-        made.config._name_or_path = "tiny"
-    return made
+    return making.model(case.model, "tokens" if case.trainer == "PRM" else "lm")
 
 
 TABLE = 0.7 * np.random.RandomState(3).standard_normal((80, 6)).astype(np.float32)

@@ -70,7 +70,7 @@ COMMON: dict[str, Any] = {
 
 
 def model(kind: str = "qwen2", architecture: str = "lm") -> transformers.PreTrainedModel:
-    """kind: qwen2 (tied head), llama (own head), qwen2_moe, gpt2; architecture: lm or score."""
+    """kind: qwen2 (tied head), llama, qwen2_moe, gpt2; architecture: lm, score or tokens."""
     if kind == "gpt2":
         config: Any = transformers.GPT2Config(
             vocab_size=80, n_embd=32, n_layer=2, n_head=4, n_positions=512, pad_token_id=0,
@@ -90,6 +90,9 @@ def model(kind: str = "qwen2", architecture: str = "lm") -> transformers.PreTrai
     if architecture == "score":
         config.num_labels = 1
         auto = transformers.AutoModelForSequenceClassification
+    elif architecture == "tokens":
+        config.num_labels = 2
+        auto = transformers.AutoModelForTokenClassification
     made = auto.from_config(config)
     _fill(made)
     made.config._name_or_path = "tiny"
@@ -148,6 +151,11 @@ def rows(kind: str, count: int, seed: int = 0) -> Dataset:
                     "prompt": [turn("user", prompt)],
                     "chosen": [turn("assistant", good)],
                     "rejected": [turn("assistant", bad)],
+                },
+                "stepwise": {
+                    "prompt": prompt,
+                    "completions": [good, bad[:7]],
+                    "labels": [True, bool(i % 3)],
                 },
                 "unpaired": {"prompt": both, "completion": good, "label": bool(i % 3)},
             }[kind]
