@@ -21,7 +21,7 @@ from fastrl.train.collecting import Collecting, Unscored
 from fastrl.train.drawing import DrawnBy
 from fastrl.train.experience import Experience
 from fastrl.train.online import OnlineTrainer
-from fastrl.train.teacher import require_one_vocabulary
+from fastrl.train.teacher import refuse_soft_prompts, require_one_vocabulary
 from fastrl.train.teacher import teacher_model as checked_teacher
 
 
@@ -96,6 +96,7 @@ class DistillationTrainer(OnlineTrainer):
 
     def _start(self, reference: Any, *judged_by: Any) -> None:
         require_one_vocabulary(self.model, reference)
+        refuse_soft_prompts(model=self.model, teacher_model=reference)
         super()._start(reference, *judged_by)
 
     def _collector(self, reward_funcs: Any, tokenizers: Any, drawn_by: DrawnBy) -> Collecting:

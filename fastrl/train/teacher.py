@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from fastrl.models import door
 from fastrl.train import setup
 
 _NAME = "args.teacher_model_name_or_path"
@@ -79,3 +80,17 @@ def require_one_vocabulary(student: nn.Module, teacher: nn.Module) -> None:
             f"teacher_model has vocab_size {theirs} and the student {mine}, but both must give a "
             "probability to the same tokens; take a teacher of the student's family"
         )
+
+
+def refuse_soft_prompts(**models: nn.Module) -> None:
+    """Refuse models that put virtual tokens before each row, which lengthen their logits.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name, model in models.items():
+        if door.find(model)[1]:
+            raise ValueError(
+                f"{name} has a soft prompt (prompt tuning, prefix tuning, p-tuning), which puts "
+                "its distributions at other places than the other model's; use LoRA"
+            )
