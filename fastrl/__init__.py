@@ -21,10 +21,20 @@ _SUBPACKAGES = ("algos", "compat", "data", "models", "ops", "rewards", "rollout"
 __all__ = sorted([*_EXPORTS, "__version__"])
 
 if TYPE_CHECKING:
+    from fastrl.algos.align_prop import AlignPropTrainer
+    from fastrl.algos.align_prop_config import AlignPropConfig
+    from fastrl.algos.cpo import CPOTrainer
+    from fastrl.algos.cpo_config import CPOConfig
+    from fastrl.algos.bco import BCOTrainer
+    from fastrl.algos.bco_config import BCOConfig
+    from fastrl.algos.ddpo import DDPOTrainer
+    from fastrl.algos.ddpo_config import DDPOConfig
     from fastrl.algos.distillation import DistillationTrainer
     from fastrl.algos.distillation_config import DistillationConfig
     from fastrl.algos.dpo import DPOTrainer
     from fastrl.algos.dpo_config import DPOConfig, FDivergenceConstants, FDivergenceType
+    from fastrl.algos.gkd import GKDTrainer
+    from fastrl.algos.gkd_config import GKDConfig
     from fastrl.algos.grpo import GRPOTrainer
     from fastrl.algos.grpo_config import GRPOConfig
     from fastrl.algos.iterative_sft import IterativeSFTConfig, IterativeSFTTrainer
@@ -35,10 +45,14 @@ if TYPE_CHECKING:
     from fastrl.algos.nash_md_config import NashMDConfig
     from fastrl.algos.online_dpo import OnlineDPOTrainer
     from fastrl.algos.online_dpo_config import OnlineDPOConfig
+    from fastrl.algos.orpo import ORPOTrainer
+    from fastrl.algos.orpo_config import ORPOConfig
     from fastrl.algos.ppo import PPOTrainer
     from fastrl.algos.ppo_config import PPOConfig
     from fastrl.algos.ppo_train import PPOv2Trainer
     from fastrl.algos.ppo_train_config import PPOTrainConfig, PPOv2Config
+    from fastrl.algos.prm import PRMTrainer
+    from fastrl.algos.prm_config import PRMConfig
     from fastrl.algos.reward import RewardTrainer
     from fastrl.algos.reward_config import RewardConfig
     from fastrl.algos.rloo import RLOOTrainer
@@ -87,6 +101,11 @@ if TYPE_CHECKING:
     from fastrl.data.packing import pack_dataset, pack_examples, truncate_dataset
     from fastrl.data.templates import supports_tool_calling
     from fastrl.data.training_template import get_training_chat_template
+    from fastrl.models.diffusion import (
+        DDPOStableDiffusionPipeline,
+        DefaultDDPOStableDiffusionPipeline,
+    )
+    from fastrl.models.diffusion_sampling import DDPOPipelineOutput, DDPOSchedulerOutput
     from fastrl.models.reference import create_reference_model
     from fastrl.models.value_head import (
         SUPPORTED_ARCHITECTURES,

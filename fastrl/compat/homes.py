@@ -4,10 +4,20 @@ from __future__ import annotations
 
 # Module -> the names that scripts may ask it for.
 _NAMES = {
+    "fastrl.algos.cpo": "CPOTrainer",
+    "fastrl.algos.cpo_config": "CPOConfig",
+    "fastrl.algos.align_prop": "AlignPropTrainer",
+    "fastrl.algos.align_prop_config": "AlignPropConfig",
+    "fastrl.algos.ddpo": "DDPOTrainer",
+    "fastrl.algos.ddpo_config": "DDPOConfig",
     "fastrl.algos.distillation": "DistillationTrainer",
     "fastrl.algos.distillation_config": "DistillationConfig",
+    "fastrl.algos.bco": "BCOTrainer",
+    "fastrl.algos.bco_config": "BCOConfig",
     "fastrl.algos.dpo": "DPOTrainer",
     "fastrl.algos.dpo_config": "DPOConfig FDivergenceConstants FDivergenceType",
+    "fastrl.algos.gkd": "GKDTrainer",
+    "fastrl.algos.gkd_config": "GKDConfig",
     "fastrl.algos.grpo": "GRPOTrainer",
     "fastrl.algos.grpo_config": "GRPOConfig",
     "fastrl.algos.iterative_sft": "IterativeSFTTrainer IterativeSFTConfig",
@@ -18,10 +28,14 @@ _NAMES = {
     "fastrl.algos.nash_md_config": "NashMDConfig",
     "fastrl.algos.online_dpo": "OnlineDPOTrainer",
     "fastrl.algos.online_dpo_config": "OnlineDPOConfig",
+    "fastrl.algos.orpo": "ORPOTrainer",
+    "fastrl.algos.orpo_config": "ORPOConfig",
     "fastrl.algos.ppo": "PPOTrainer",
     "fastrl.algos.ppo_config": "PPOConfig",
     "fastrl.algos.ppo_train": "PPOv2Trainer",
     "fastrl.algos.ppo_train_config": "PPOTrainConfig PPOv2Config",
+    "fastrl.algos.prm": "PRMTrainer",
+    "fastrl.algos.prm_config": "PRMConfig",
     "fastrl.algos.reward": "RewardTrainer",
     "fastrl.algos.reward_config": "RewardConfig",
     "fastrl.algos.rloo": "RLOOTrainer",
@@ -71,6 +85,9 @@ _NAMES = {
     "fastrl.data.training_template": "get_training_chat_template",
     "fastrl.models.actor_critic": "PolicyAndValue",
     "fastrl.models.adapters": "peft_module_casting_to_bf16 use_adapter",
+    "fastrl.models.diffusion": "DDPOStableDiffusionPipeline DefaultDDPOStableDiffusionPipeline",
+    "fastrl.models.diffusion_sampling": """DDPOPipelineOutput DDPOSchedulerOutput pipeline_step
+        pipeline_step_with_grad scheduler_step""",
     "fastrl.models.dropout": "disable_dropout_in_model",
     "fastrl.models.noise": "neftune_post_forward_hook",
     "fastrl.models.query_responses": "forward get_reward",
@@ -87,6 +104,7 @@ _NAMES = {
         top_k_top_p_filtering whiten""",
     "fastrl.rewards.accuracy": """accuracy_reward get_cosine_scaled_reward
         reasoning_accuracy_reward""",
+    "fastrl.rewards.aesthetic": "AestheticScorer aesthetic_scorer",
     "fastrl.rewards.format": "think_format_reward",
     "fastrl.rewards.judges": """AllTrueJudge BaseBinaryJudge BaseJudge BasePairwiseJudge
         BaseRankJudge DEFAULT_PAIRWISE_SYSTEM_PROMPT HfPairwiseJudge OpenAIPairwiseJudge

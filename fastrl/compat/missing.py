@@ -7,30 +7,12 @@ from fastrl.legacy import closest
 
 # First word of classes whose algorithm is not there yet -> how to speak of it.
 _LATER = {
-    "AlignProp": "AlignProp",
     "AsyncDistillation": "asynchronous distillation",
     "AsyncGRPO": "asynchronous GRPO",
-    "BCO": "BCO",
-    "CPO": "CPO",
-    "DDPO": "DDPO",
-    "DefaultDDPO": "DDPO",
-    "GKD": "GKD",
-    "ORPO": "ORPO",
-    "PRM": "PRM",
-    "PerPromptStatTracker": "DDPO",
 }
 _LATER_MODULES = {
-    "alignprop": "AlignProp",
     "async_distillation": "asynchronous distillation",
     "async_grpo": "asynchronous GRPO",
-    "bco": "BCO",
-    "cpo": "CPO",
-    "ddpo": "DDPO",
-    "gkd": "GKD",
-    "modeling_sd_base": "DDPO",
-    "orpo": "ORPO",
-    "prm": "PRM",
-    "sd_utils": "DDPO",
     "server_distillation": "distillation by a teacher on a server",
 }
 _LOGITS = "logits are never kept: fastrl.ops.linear_token_logprobs scores from hidden states"
@@ -48,7 +30,7 @@ _VISION = "vision models are not there yet"
 _SERVER = "GRPOConfig(use_vllm=True, vllm_mode='server') talks to a vLLM server"
 _SCRIPT = "the command line has it: fastrl {}"
 _FEWER_ACTIVATIONS = "gradient_checkpointing=True saves memory"
-_SCORER = "it comes with DDPO's example"
+_CONVERSION = "diffusers has it: from diffusers.utils import convert_state_dict_to_diffusers"
 
 # Trainers of TRL's `experimental` without one here -> what serves instead; by module.
 _EXPERIMENTAL = {
@@ -75,7 +57,6 @@ _EXPERIMENTAL = {
 _INSTEAD = {
     **_EXPERIMENTAL,
     "CallbackHandlerWithRefModel": "trainers tell callbacks of their reference by follow_with",
-    "AestheticScorer": _SCORER,
     "ChatArguments": "transformers has it: transformers chat",
     "ChunkedDivergenceFunction": _LOGITS,
     "ChunkedLogProbFunction": _LOGITS,
@@ -104,8 +85,8 @@ _INSTEAD = {
     "split_pixel_values_by_grid": _VISION,
     "unsplit_pixel_values_by_grid": _VISION,
     # Modules that have none here.
+    "sd_utils": _CONVERSION,
     "activation_offloading": _OFFLOADING,
-    "auxiliary_modules": _SCORER,
     "distributed": "trainer.accelerator.distributed_type says how processes share the work",
     "env": _SCRIPT.format("env"),
     "generation": _SERVER,

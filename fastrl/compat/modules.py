@@ -9,11 +9,15 @@ from collections.abc import Mapping
 
 from fastrl.compat.homes import HOMES
 
-_TOP = """AdaptiveKLController add_response_schema AllTrueJudge apply_chat_template
+_TOP = """AdaptiveKLController add_response_schema AlignPropConfig AlignPropTrainer AllTrueJudge
+    apply_chat_template DDPOConfig DDPOPipelineOutput DDPOSchedulerOutput
+    DDPOStableDiffusionPipeline DDPOTrainer DefaultDDPOStableDiffusionPipeline
     AutoModelForCausalLMWithValueHead AutoModelForSeq2SeqLMWithValueHead BaseBinaryJudge BaseJudge
-    BasePairwiseJudge BaseRankJudge BEMACallback BestOfNSampler clone_chat_template
-    ConstantLengthDataset create_reference_model DataCollatorForCompletionOnlyLM DatasetConfig
-    DatasetMixtureConfig DistillationConfig DistillationTrainer
+    BasePairwiseJudge BaseRankJudge BCOConfig BCOTrainer BEMACallback BestOfNSampler
+    clone_chat_template
+    ConstantLengthDataset CPOConfig CPOTrainer create_reference_model
+    DataCollatorForCompletionOnlyLM DatasetConfig
+    DatasetMixtureConfig DistillationConfig DistillationTrainer GKDConfig GKDTrainer
     DPOConfig DpoArgumentParser=TrlParser DPOScriptArguments
     DpoScriptArguments=DPOScriptArguments DPOTrainer extract_prompt FDivergenceConstants
     FDivergenceType FixedKLController get_dataset get_kbit_device_map get_peft_config
@@ -28,8 +32,10 @@ _TOP = """AdaptiveKLController add_response_schema AllTrueJudge apply_chat_templ
     maybe_convert_to_chatml maybe_extract_prompt maybe_unpair_preference_dataset
     NashMDConfig NashMDTrainer XPOConfig XPOTrainer
     MergeModelCallback ModelConfig OnlineDPOConfig OnlineDPOTrainer OpenAIPairwiseJudge
+    ORPOConfig ORPOTrainer
     pack_dataset pack_examples PairRMJudge PPOConfig PPOTrainConfig PPOTrainer PPOv2Config
     PPOv2Trainer prepare_multimodal_messages prepare_multimodal_messages_vllm PreTrainedModelWrapper
+    PRMConfig PRMTrainer
     RandomPairwiseJudge RandomRankJudge RewardConfig RewardTrainer RichProgressCallback
     RLOOConfig RLOOTrainer RunningMoments ScriptArguments set_api set_seed setup_chat_format
     SftArgumentParser=TrlParser SFTConfig SFTScriptArguments
@@ -58,6 +64,8 @@ _JUDGES = """AllTrueJudge BaseBinaryJudge BaseJudge BasePairwiseJudge BaseRankJu
     RandomPairwiseJudge RandomRankJudge"""
 _CALLBACKS = """BEMACallback LogCompletionsCallback MergeModelCallback RichProgressCallback
     SyncRefModelCallback WeaveCallback WinRateCallback"""
+_DIFFUSION = """DDPOPipelineOutput DDPOSchedulerOutput DDPOStableDiffusionPipeline
+    DefaultDDPOStableDiffusionPipeline"""
 _VALUE_HEADS = "AutoModelForCausalLMWithValueHead AutoModelForSeq2SeqLMWithValueHead ValueHead"
 _FORMATTING = """conversations_formatting_function get_formatting_func_from_dataset
     instructions_formatting_function"""
@@ -80,15 +88,22 @@ _UTILS = """AdaptiveKLController ConstantLengthDataset DataCollatorForChatML
 
 # Algorithm -> the first word of its classes; `trainer.<algorithm>_trainer` and `_config` have them.
 _ALGORITHMS = {
+    "bco": "BCO",
+    "cpo": "CPO",
+    "alignprop": "AlignProp",
+    "ddpo": "DDPO",
     "distillation": "Distillation",
     "dpo": "DPO",
+    "gkd": "GKD",
     "grpo": "GRPO",
     "iterative_sft": "IterativeSFT",
     "kto": "KTO",
     "nash_md": "NashMD",
     "online_dpo": "OnlineDPO",
+    "orpo": "ORPO",
     "ppo": "PPO",
     "ppov2": "PPOv2",
+    "prm": "PRM",
     "reward": "Reward",
     "rloo": "RLOO",
     "sft": "SFT",
@@ -105,6 +120,7 @@ _BESIDE = {
     "kto": "DataCollatorForUnpairedPreference",
     "ppo": _POLICY_AND_VALUE,
     "ppov2": _POLICY_AND_VALUE,
+    "prm": "compute_accuracy",
     "reward": f"""DataCollatorForPreference=fastrl.data.collate_reward:DataCollatorForPreference
         compute_accuracy {_COLUMNS}""",
     "sft": f"DataCollatorForLanguageModeling {_COLUMNS} remove_none_values",
@@ -127,12 +143,21 @@ _PATHS: dict[str, str] = {
     "environment": "TextEnvironment TextHistory",
     "environment.base_environment": "StringStoppingCriteria TextEnvironment TextHistory",
     "experimental": "",
+    "experimental.bco": "BCOConfig BCOTrainer",
+    "experimental.bco.bco_config": "BCOConfig",
+    "experimental.bco.bco_trainer": "BCOTrainer",
     "experimental.bema_for_ref_model": f"{_BEMA} DPOTrainer",
     "experimental.bema_for_ref_model.callback": _BEMA,
     "experimental.bema_for_ref_model.dpo_trainer": "DPOTrainer",
     "experimental.distillation": "DistillationConfig DistillationTrainer",
     "experimental.distillation.distillation_config": "DistillationConfig",
     "experimental.distillation.distillation_trainer": "DistillationTrainer",
+    "experimental.cpo": "CPOConfig CPOTrainer",
+    "experimental.cpo.cpo_config": "CPOConfig",
+    "experimental.cpo.cpo_trainer": "CPOTrainer",
+    "experimental.gkd": "GKDConfig GKDTrainer",
+    "experimental.gkd.gkd_config": "GKDConfig",
+    "experimental.gkd.gkd_trainer": "GKDTrainer",
     "experimental.judges": _JUDGES,
     "experimental.judges.judges": _JUDGES,
     "experimental.kto": "KTOConfig KTOTrainer",
@@ -145,12 +170,18 @@ _PATHS: dict[str, str] = {
     "experimental.online_dpo": "OnlineDPOConfig OnlineDPOTrainer",
     "experimental.online_dpo.online_dpo_config": "OnlineDPOConfig",
     "experimental.online_dpo.online_dpo_trainer": "OnlineDPOTrainer",
+    "experimental.orpo": "ORPOConfig ORPOTrainer",
+    "experimental.orpo.orpo_config": "ORPOConfig",
+    "experimental.orpo.orpo_trainer": "ORPOTrainer",
     "experimental.ppo": f"{_PPO_CONFIG} {_PPO_TRAINER} PreTrainedModelWrapper {_VALUE_HEADS}",
     "experimental.ppo.modeling_value_head": f"PreTrainedModelWrapper {_VALUE_HEADS}",
     "experimental.ppo.ppo_config": _PPO_CONFIG,
     "experimental.ppo.ppo_trainer": f"""{_PPO_TRAINER} {_POLICY_AND_VALUE} OnlineTrainerState
         batch_generation exact_div forward generate masked_mean masked_var masked_whiten
         print_rich_table truncate_response""",
+    "experimental.prm": "PRMConfig PRMTrainer",
+    "experimental.prm.prm_config": "PRMConfig",
+    "experimental.prm.prm_trainer": "PRMTrainer compute_accuracy",
     "experimental.utils": """DataCollatorForChatML enable_gradient_checkpointing
         DPODataCollatorWithPadding LAYER_PATTERNS SIMPLE_CHAT_TEMPLATE
         add_bos_token_if_needed add_eos_token_if_needed create_reference_model empty_cache
@@ -167,11 +198,14 @@ _PATHS: dict[str, str] = {
     "extras.profiling": "ProfilingContext profiling_context profiling_decorator",
     "import_utils": " ".join(n for n in HOMES if HOMES[n] == "fastrl.compat.availability"),
     "mergekit_utils": "MergeConfig merge_models upload_model_to_hf",
-    "models": f"""{_VALUE_HEADS} PreTrainedModelWrapper SUPPORTED_ARCHITECTURES
+    "models": f"""{_VALUE_HEADS} {_DIFFUSION} PreTrainedModelWrapper SUPPORTED_ARCHITECTURES
         clone_chat_template create_reference_model setup_chat_format
         GeometricMixtureWrapper unwrap_model_for_generation""",
+    "models.auxiliary_modules": "AestheticScorer aesthetic_scorer",
     "models.modeling_base": """GeometricMixtureWrapper LAYER_PATTERNS PreTrainedModelWrapper
         create_reference_model""",
+    "models.modeling_sd_base": f"""{_DIFFUSION} pipeline_step pipeline_step_with_grad
+        scheduler_step""",
     "models.modeling_value_head": f"{_VALUE_HEADS} PreTrainedModelWrapper",
     "models.utils": """ChatMlSpecialTokens FORMAT_MAPPING=fastrl.data.chat_setup:FORMAT_MAPPING
         disable_gradient_checkpointing enable_gradient_checkpointing

@@ -19,14 +19,8 @@ from fastrl.compat.modules import MODULES
 RECORD = json.loads((Path(__file__).parent / "trl_names.json").read_text(encoding="utf-8"))
 # What the algorithms to come bring along. Asking for one is an error that says so.
 LATER = {
-    *(f"{name}Config" for name in ("AlignProp", "BCO", "CPO", "DDPO", "GKD")),
-    *(f"{name}Trainer" for name in ("AlignProp", "BCO", "CPO", "DDPO", "GKD")),
-    *(f"{name}Config" for name in ("ORPO", "PRM")),
-    *(f"{name}Trainer" for name in ("ORPO", "PRM")),
-    "DDPOPipelineOutput",
-    "DDPOSchedulerOutput",
-    "DDPOStableDiffusionPipeline",
-    "DefaultDDPOStableDiffusionPipeline",
+    *(f"{name}Config" for name in ("XPO")),
+    *(f"{name}Trainer" for name in ("XPO")),
 }
 # Names that TRL listed and could not import itself: they are peft's.
 PEFTS = {"MultitaskPromptEmbedding", "MultitaskPromptTuningConfig", "MultitaskPromptTuningInit"}
