@@ -1,4 +1,4 @@
-"""One rank of a run on two: torchrun … ranks.py FOLDER [balance_ranks]; rank 0 writes the logs."""
+"""One rank of a run on two: torchrun … ranks.py FOLDER [NashMD] [balance_ranks]; rank 0 writes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from tests.algos.online_dpo_parity import cases, running
 from tests.algos.online_parity import making
+from tests.algos.two_model_parity import cases as two_model_parity
 
 
 def give(trainer: Any, script: running.Script) -> None:
@@ -24,11 +25,18 @@ def give(trainer: Any, script: running.Script) -> None:
     script.answers = lambda ids, _: plain(ids, alike)
 
 
-def run(folder: Path, world: int, given: dict[str, Any]) -> dict[str, list[float]]:
+def run(
+    folder: Path, world: int, given: dict[str, Any], name: str = "OnlineDPO"
+) -> dict[str, list[float]]:
     """Eight prompts a step, over all ranks and two micro-batches."""
-    from fastrl import OnlineDPOConfig, OnlineDPOTrainer
+    import fastrl
 
-    class Counted(OnlineDPOTrainer):
+    case, metrics = cases.ALL[0], running.METRICS
+    if name == "NashMD":
+        case = two_model_parity.ALL[0]
+        metrics = two_model_parity.metrics(case)
+
+    class Counted(getattr(fastrl, f"{name}Trainer")):
         def train(self) -> Any:
             assert self.accelerator.num_processes == world
             return super().train()
@@ -39,7 +47,8 @@ def run(folder: Path, world: int, given: dict[str, Any]) -> dict[str, list[float
         "shuffle_dataset": False,
         **given,
     }
-    return running.run_in(folder, cases.ALL[0], Counted, OnlineDPOConfig, give, **settings)
+    config = getattr(fastrl, f"{name}Config")
+    return running.run_in(folder, case, Counted, config, give, metrics, **settings)
 
 
 def read(folder: Path) -> dict[str, list[float]]:
@@ -51,7 +60,8 @@ def main() -> None:
     """Run as this rank."""
     torch.set_num_threads(1)
     folder, *flags = sys.argv[1:]
-    logs = run(Path(folder), int(os.environ["WORLD_SIZE"]), dict.fromkeys(flags, True))
+    name = flags.pop(0) if flags[:1] == ["NashMD"] else "OnlineDPO"
+    logs = run(Path(folder), int(os.environ["WORLD_SIZE"]), dict.fromkeys(flags, True), name)
     if os.environ["RANK"] == "0":
         (Path(folder) / "logs.json").write_text(json.dumps(logs))
     dist.barrier()
