@@ -1,0 +1,50 @@
+"""`fastrl nash_md`: answers that win against a mixture of the policy and its reference."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import fastrl
+
+HELP = "answers that win against a mixture of the policy and its reference (Nash-MD)"
+
+
+def make_parser(subparsers: Any = None, prog: str | None = None) -> Any:
+    """The command's parser: options of script and rewards, training, model and mixture."""
+    from fastrl.cli.rewarded import RewardedArguments
+    from fastrl.cli.training import parser_for
+
+    return parser_for(fastrl.NashMDConfig, "nash_md", HELP, subparsers, prog, RewardedArguments)
+
+
+def judged_arguments(
+    script_args: Any, training_args: Any, model_args: Any, dataset_args: Any
+) -> dict[str, Any]:
+    """The keywords of NashMDTrainer and XPOTrainer; `reward_model_path` is a reward too.
+
+    Raises:
+        ValueError: no model, no dataset or no reward, or two reward models.
+    """
+    from fastrl.cli.rewarded import rewarded_arguments
+
+    path = training_args.reward_model_path
+    if path is not None and script_args.reward_model_name_or_path is not None:
+        raise ValueError("reward_model_path and reward_model_name_or_path name two; give one")
+    if path is not None:
+        script_args.reward_model_name_or_path = path
+    return rewarded_arguments(script_args, training_args, model_args, dataset_args)
+
+
+def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
+    """Train as the options say."""
+    from fastrl.cli.training import fit
+
+    arguments = judged_arguments(script_args, training_args, model_args, dataset_args)
+    fit(fastrl.NashMDTrainer(**arguments), script_args)
+
+
+if __name__ == "__main__":
+    from fastrl.cli.launch import run
+
+    sys.exit(run("nash_md", sys.argv[1:]))
