@@ -21,7 +21,7 @@ TOKENIZED_COLUMNS = (
 )
 _NEEDS = """What each trainer needs (strings, or lists of messages in each such column):
   SFTTrainer: messages | conversations | {text} | prompt + completion | input_ids
-  DPOTrainer: prompt + chosen + rejected | chosen + rejected
+  DPOTrainer, ORPOTrainer, CPOTrainer: prompt + chosen + rejected | chosen + rejected
   RewardTrainer: prompt + chosen + rejected | chosen + rejected | chosen_ids + rejected_ids
   KTOTrainer: prompt + completion + label | prompt + chosen + rejected | chosen + rejected
   GRPOTrainer, RLOOTrainer: prompt

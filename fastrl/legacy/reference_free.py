@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
-from fastrl.legacy.changes import Refused, Renamed, Table
+from fastrl.legacy.changes import Ignored, Refused, Renamed, Table
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _DEFAULTS = {"max_length": 512, "max_prompt_length": 128}
@@ -32,5 +32,6 @@ REFERENCE_FREE_DEFAULTS = defaults_of(**_DEFAULTS)
 
 REFERENCE_FREE_FIELDS: Table = {
     **TRAINING_ARGUMENTS,
+    "max_target_length": Ignored("max_completion_length cuts answers"),
     "label_pad_token_id": Refused("ignored positions are -100", (-100,)),
 }

@@ -19,32 +19,26 @@ _orpo = partial(_case, "ORPO")
 _cpo = partial(_case, "CPO")
 
 ORPO = [
-    _orpo("plain"),
-    _orpo("strong", beta=2.0, model="llama"),
-    _orpo("accumulation", gradient_accumulation_steps=2),
     _orpo("evaluated", evaluate=True, eval_strategy="steps", eval_steps=5),
-    _orpo("truncated", max_length=48),
-    _orpo("implicit", rows="preference_implicit"),
+    _orpo("strong", beta=2.0, model="llama"),
+    _orpo("accumulation", gradient_accumulation_steps=2, max_length=48),
     _orpo("chat", rows="preference_chat"),
     _orpo("lora", lora=True),
     _orpo("moe", model="qwen2_moe"),
 ]
 
 CPO = [
-    _cpo("sigmoid"),
+    _cpo("evaluated", evaluate=True, eval_strategy="steps", eval_steps=5),
     _cpo("hinge", loss_type="hinge", model="llama"),
     _cpo("ipo", loss_type="ipo"),
     _cpo("simpo", loss_type="simpo", simpo_gamma=0.3, beta=2.0, cpo_alpha=0.0),
     _cpo("alphapo", loss_type="alphapo", alpha=0.4, beta=0.7),
     _cpo("shaped", loss_type="ipo", alpha=-0.3, cpo_alpha=0.5),
     _cpo("smoothed", label_smoothing=0.2),
-    _cpo("simpo_smoothed", loss_type="simpo", label_smoothing=0.1),
+    _cpo("simpo_smoothed", loss_type="simpo", label_smoothing=0.1, max_length=48),
     _cpo("accumulation", gradient_accumulation_steps=2),
-    _cpo("evaluated", evaluate=True, eval_strategy="steps", eval_steps=5),
-    _cpo("truncated", max_length=48, loss_type="simpo"),
     _cpo("lora", lora=True),
-    _cpo("gpt2", model="gpt2"),
-    _cpo("checkpointing", gradient_checkpointing=True),
+    _cpo("gpt2", model="gpt2", gradient_checkpointing=True),
 ]
 
 ALL = [*ORPO, *CPO]

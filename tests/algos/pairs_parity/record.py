@@ -1,4 +1,4 @@
-"""Record what ORPO and CPO of TRL 1.16 log.
+"""Record what ORPO and CPO of TRL 1.16 log, and the rows they prepare.
 
 PYTHONPATH=. <python with trl 1.16> -m tests.algos.pairs_parity.record [beginnings of names ...]
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from trl.experimental import cpo, orpo
 
 from tests.algos.offline_parity import running
-from tests.algos.pairs_parity import cases
+from tests.algos.pairs_parity import cases, preparing
 
 FOLDER = Path(__file__).parent / "recorded"
 
@@ -51,8 +52,20 @@ LIBRARY = SimpleNamespace(
 )
 
 
+def prepared(case: preparing.Prepared) -> dict[str, Any]:
+    """Columns of the dataset that TRL's trainer makes."""
+    arguments = {**running.BASE, **case.config}
+    trainer = cpo.CPOTrainer(
+        model=running.making.model(),
+        args=cpo.CPOConfig(tempfile.mkdtemp(), **arguments),
+        train_dataset=preparing.dataset(case.rows),
+        processing_class=preparing.tokenizer(case),
+    )
+    return {name: list(trainer.train_dataset[name]) for name in preparing.COLUMNS}
+
+
 def main(wanted: list[str]) -> None:
-    """Run the named cases, or all, and write one file each."""
+    """Run the named cases, or all, and write one file each; "rows" for the prepared rows."""
     import transformers
     import trl
 
@@ -73,6 +86,10 @@ def main(wanted: list[str]) -> None:
         path = FOLDER / f"{case.name}.json"
         path.write_text(json.dumps({"versions": versions, "logs": columns}) + "\n")
         print(case.name, len(logs), columns["loss"][0], columns["loss"][-1], flush=True)
+    if not wanted or "rows" in wanted:
+        rows = {case.name: prepared(case) for case in preparing.CASES}
+        text = json.dumps({"versions": versions, "rows": rows})
+        (FOLDER.parent / "rows.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
