@@ -73,15 +73,15 @@ def filled(model: torch.nn.Module, only: str = "") -> torch.nn.Module:
     return model
 
 
-def model(trainer: str, vocab: int, folder: str) -> transformers.PreTrainedModel:
-    """Qwen2 of 4 layers × 256 in fp32, with a language-model head or one score.
+def model(trainer: str, vocab: int, folder: str, width: int = 256) -> transformers.PreTrainedModel:
+    """Qwen2 of 4 layers × `width` in fp32, with a language-model head or one score.
 
     Loaded from a folder, whence TRL loads the reference.
     """
     config = transformers.Qwen2Config(
         vocab_size=vocab,
-        hidden_size=256,
-        intermediate_size=1024,
+        hidden_size=width,
+        intermediate_size=4 * width,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -1,4 +1,4 @@
-"""Optimizer steps of GRPO or RLOO in `trl` (1.16) or `fastrl`, or generation alone.
+"""Optimizer steps of GRPO, RLOO or distillation in `trl` (1.16) or `fastrl`, or generation alone.
 
     python online_step.py trl|fastrl        then requests on standard input, see protocol.py
 
@@ -6,6 +6,8 @@ A step is 4 prompts of 8 completions, 8 rows × 4 accumulated. Where completions
 function hands both sides the same ones, of geometric lengths; where they are drawn, the model's
 weights give the end of a sequence a chance of about 1 / `MEAN` at every token. Memory is counted as
 in offline_step.py.
+
+A step of distillation is as many answers, each to a prompt of its own, and a teacher twice as wide.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ CASES: dict[str, tuple[str, tuple[int, int], bool]] = {
     "grpo_given_long": ("GRPO", LONG, True),
     "grpo": ("GRPO", SHORT, False),
     "rloo": ("RLOO", SHORT, False),
+    "distillation_given": ("Distillation", SHORT, True),
+    "distillation": ("Distillation", SHORT, False),
     "generation": ("GRPO", SHORT, False),
 }
 
@@ -107,15 +111,41 @@ def score(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [float(sum(ids) % 11) for ids in completion_ids]
 
 
+def give(trainer: Any, answers: Callable[..., dict[str, Any]]) -> None:
+    """Put given completions in the place of the engine's, in a trainer without a rollout function.
+
+    Both sides ask by ids, each of which is a word.
+    """
+
+    def drawn(prompts: list[list[int]], *_: Any) -> list[list[int]]:
+        return answers([text(ids) for ids in prompts], trainer)["completion_ids"]
+
+    if sys.argv[1] == "trl":
+        trainer._generate_single_turn = drawn
+        return
+    from fastrl.rollout import Completion
+
+    trainer._collecting._drawing.complete = lambda prompts, room=None: [
+        Completion(tuple(ids), None, None, "length") for ids in drawn(prompts)
+    ]
+
+
+def judged(name: str, vocab: int, folder: str) -> dict[str, Any]:
+    """What the trainer learns from."""
+    if name != "Distillation":
+        return {"reward_funcs": score}
+    return {"teacher_model": model(name, vocab, f"{folder}/teacher", width=512)}
+
+
 def build(library: Any, request: dict[str, Any], folder: str) -> Any:
     """The case's trainer."""
     name, bounds, is_given = CASES[request["case"]]
     vocab, steps, seed = request["vocab"], request["steps"], request["seed"]
+    alone = name == "Distillation"
     arguments = getattr(library, f"{name}Config")(
         folder,
         per_device_train_batch_size=ROWS,
         gradient_accumulation_steps=ACCUMULATION,
-        num_generations=GROUP,
         max_completion_length=MOST,
         max_steps=steps,
         logging_steps=1,
@@ -125,17 +155,22 @@ def build(library: Any, request: dict[str, Any], folder: str) -> Any:
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
+        **({} if alone else {"num_generations": GROUP}),
     )
     words = tokenizer(vocab)
-    rows = prompt_rows(bounds, PROMPTS * steps, seed, vocab)
-    return getattr(library, f"{name}Trainer")(
+    count = PROMPTS * GROUP if alone else PROMPTS
+    rows = prompt_rows(bounds, count * steps, seed, vocab)
+    trainer = getattr(library, f"{name}Trainer")(
         ending(model(name, vocab, f"{folder}/model")),
-        reward_funcs=score,
+        **judged(name, vocab, folder),
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": [text(ids) for ids in rows]}),
         processing_class=words,
-        **({"rollout_func": given(words, seed)} if is_given else {}),
+        **({"rollout_func": given(words, seed)} if is_given and not alone else {}),
     )
+    if is_given and alone:
+        give(trainer, given(words, seed))
+    return trainer
 
 
 def completion_lengths(trainer: Any, rows: list[list[int]], number: int) -> list[int]:
