@@ -138,6 +138,7 @@ def flags(tiny, out, rows, *more):
         ("reward", "pairs", "judge", "RewardTrainer"),
         ("grpo", "prompts", "lm", "GRPOTrainer"),
         ("rloo", "prompts", "lm", "RLOOTrainer"),
+        ("distillation", "prompts", "lm", "DistillationTrainer"),
     ],
 )
 def test_training_commands_train(tiny, tmp_path, monkeypatch, command, rows, model, trainer):
@@ -150,6 +151,12 @@ def test_training_commands_train(tiny, tmp_path, monkeypatch, command, rows, mod
     if command in ("grpo", "rloo"):
         words += ["--reward_model_name_or_path", str(tiny / "judge"), "--num_generations", "2"]
         words += ["--reward_funcs", "think_format_reward", "tests.cli.test_training.shortness"]
+        words += ["--max_completion_length", "4"]
+    if command == "distillation":
+        teacher = load(tiny / "lm")
+        teacher.model.embed_tokens.weight.data.mul_(3.0)
+        teacher.save_pretrained(tmp_path / "teacher")
+        words += ["--teacher_model_name_or_path", str(tmp_path / "teacher")]
         words += ["--max_completion_length", "4"]
     assert main([command, *words]) == 0
     assert [row["step"] for row in log_of(tmp_path) if "loss" in row] == [1, 2]

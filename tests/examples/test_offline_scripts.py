@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "examples" / "scripts"
-NAMES = ("sft", "dpo", "kto", "reward_modeling", "grpo", "rloo")
+NAMES = ("sft", "dpo", "kto", "reward_modeling", "grpo", "rloo", "distillation")
 GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 
 
@@ -108,6 +108,8 @@ def test_a_few_steps_of_each(scripts, sums, tmp_path):
     assert max(lengths["tokens of a solution"]) <= 6
     lengths = run("rloo", *model, "--num_generations", "2", "--max_completion_length", "5")
     assert max(lengths["tokens of a solution"]) <= 5
+    spread = run("distillation", *model, "--max_completion_length", "5")
+    assert spread["divergence from the teacher (nats a token)"][0] > 0
     logged = json.loads((tmp_path / "grpo" / "log.jsonl").read_text().splitlines()[0])
     assert {"eval_rewards/grounded/mean", "eval_rewards/right_number/mean"} <= logged.keys()
 
