@@ -126,12 +126,22 @@ def _processes(kind: str, name: str, **more: Any) -> None:
 
 
 def processes(name: str) -> None:
-    for kind in ("sft", "dpo", "kto", "reward", "bco", "prm"):
+    for kind in ("sft", "dpo", "kto", "reward", "bco", "prm", "orpo"):
         _processes(kind, name)
 
 
 def processes_of_prompts(name: str) -> None:
     _processes("ppo_train", name, _text=True)
+
+
+def padding(name: str) -> None:
+    """The id that fills short rows of a batch."""
+    for given, filling in ((None, making.tokenizer().pad_token_id), (7, 7)):
+        with built("cpo", **{name: given}) as trainer:
+            rows = [trainer.train_dataset[row] for row in range(4)]
+            batch = trainer.data_collator(rows)
+        ids, mask = batch["chosen_input_ids"], batch["chosen_attention_mask"]
+        assert set(ids[mask == 0].tolist()) == {filling}
 
 
 def offloading(name: str) -> None:

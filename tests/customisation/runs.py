@@ -45,6 +45,8 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "dpo": (fastrl.DPOTrainer, fastrl.DPOConfig, {}),
     "kto": (fastrl.KTOTrainer, fastrl.KTOConfig, {}),
     "reward": (fastrl.RewardTrainer, fastrl.RewardConfig, {}),
+    "orpo": (fastrl.ORPOTrainer, fastrl.ORPOConfig, {}),
+    "cpo": (fastrl.CPOTrainer, fastrl.CPOConfig, {}),
     "bco": (fastrl.BCOTrainer, fastrl.BCOConfig, {}),
     "prm": (fastrl.PRMTrainer, fastrl.PRMConfig, {}),
     "grpo": (fastrl.GRPOTrainer, fastrl.GRPOConfig, DRAWN),
@@ -63,7 +65,7 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 DRAWING = ("grpo", "rloo", "online_dpo", "distillation")
 _ROWS = {"sft": "completion", "dpo": "preference", "kto": "unpaired", "reward": "preference"}
-_ROWS |= {"bco": "unpaired", "prm": "stepwise"}
+_ROWS |= {"orpo": "preference", "cpo": "preference", "bco": "unpaired", "prm": "stepwise"}
 _ARCHITECTURES = {"reward": "score", "prm": "tokens"}
 _CLOCK = ("runtime", "per_second", "step_time", "preparation_time", "eps")
 
