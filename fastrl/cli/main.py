@@ -18,7 +18,8 @@ TOOLS = {
 }
 # Modules with `HELP`, `make_parser` and `main`; they may start several processes.
 TRAINING = (
-    "sft", "dpo", "orpo", "cpo", "kto", "bco", "reward", "prm", "grpo", "rloo", "distillation", "gkd", "ppo",
+    "sft", "dpo", "orpo", "cpo", "kto", "bco", "reward", "prm",
+    "grpo", "rloo", "distillation", "gkd", "ppo",
 )  # fmt: skip
 
 

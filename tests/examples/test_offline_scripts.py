@@ -1,4 +1,4 @@
-"""Offline scripts (SFT, DPO, KTO, reward models, GRPO, RLOO): a few steps, learning on GSM8K."""
+"""Offline scripts (SFT, DPO, ORPO, CPO, KTO, reward models, GRPO, RLOO): a few steps, learning on GSM8K."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "examples" / "scripts"
-NAMES = ("sft", "dpo", "kto", "reward_modeling", "grpo", "rloo", "distillation")
+NAMES = ("sft", "dpo", "orpo", "cpo", "kto", "reward_modeling", "grpo", "rloo", "distillation")
 GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 
 

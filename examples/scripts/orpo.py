@@ -1,0 +1,42 @@
+"""ORPO; offline, a small model learns right solutions and to shun wrong ones, without a reference.
+
+Offline, from a folder of GSM8K and a model made by sft.py (a short SFT goes first without one):
+
+    python examples/scripts/orpo.py --dataset path/to/gsm8k --model runs/sft
+
+To see that it runs: --smoke. With a hub, whole or with an adapter:
+
+    python examples/scripts/orpo.py --model_name_or_path Qwen/Qwen2-0.5B \\
+        --dataset_name trl-lib/ultrafeedback_binarized --learning_rate 8e-6 --output_dir Qwen2-ORPO
+    python examples/scripts/orpo.py --model_name_or_path Qwen/Qwen2-0.5B \\
+        --dataset_name trl-lib/ultrafeedback_binarized --use_peft --learning_rate 8e-5
+
+Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pairs
+from command_line import Offline, Script
+
+from fastrl import ModelConfig, ORPOConfig, ORPOTrainer
+
+
+def train_offline(
+    offline: Offline, args: ORPOConfig, model_args: ModelConfig
+) -> dict[str, tuple[float, float]]:
+    """Right solutions against wrong ones to the same problem."""
+    return pairs.train_offline(ORPOTrainer, offline, args, model_args)
+
+
+SCRIPT = Script(ORPOTrainer, ORPOConfig, train_offline, __doc__, pairs.offline("runs/orpo"))
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
+    return SCRIPT.run(argv)
+
+
+if __name__ == "__main__":
+    main()
