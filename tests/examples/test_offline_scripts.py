@@ -1,4 +1,4 @@
-"""Offline scripts (SFT, DPO, ORPO, CPO, KTO, reward models, GRPO, RLOO): a few steps, learning on GSM8K."""
+"""Offline scripts (SFT, DPO, ORPO, CPO, KTO, rewards, GRPO, RLOO): a few steps, learning GSM8K."""
 
 from __future__ import annotations
 
