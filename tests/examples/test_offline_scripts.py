@@ -13,7 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "examples" / "scripts"
-NAMES = ("sft", "dpo", "orpo", "cpo", "kto", "reward_modeling", "grpo", "rloo", "distillation")
+NAMES = (
+    *("sft", "dpo", "orpo", "cpo", "kto", "reward_modeling", "grpo", "rloo", "distillation"),
+    *("nash_md", "xpo"),
+)
 GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 
 
