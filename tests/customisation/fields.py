@@ -326,6 +326,8 @@ FIELDS: dict[str, dict[str, Probe]] = {
             "distillation", 0, "max_tool_calling_iterations must be 1 or more"
         ),
     },
+    "NashMDConfig": {"mixture_coef": Changes("nash_md", [0.9])},
+    "XPOConfig": {"alpha": Changes("xpo", [0.5], by="weights")},
     "OnlineDPOConfig": {
         "learning_rate": Changes("online_dpo", 1e-3),
         "reward_model_path": Changes("online_dpo", other("judge")),
