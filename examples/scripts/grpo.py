@@ -18,7 +18,7 @@ Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,12 @@ def prompts(rows: Dataset) -> Dataset:
 
 
 def learn(
-    trainer_type: type, title: str, offline: Offline, args: Any, model_args: ModelConfig
+    trainer_type: Callable[..., Any],
+    title: str,
+    offline: Offline,
+    args: Any,
+    model_args: ModelConfig,
+    entropy: str = "entropy",
 ) -> dict[str, tuple[float, float]]:
     """Solutions to the training problems, drawn and rewarded; test problems to judge by."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
@@ -90,7 +95,7 @@ def learn(
     questions = [row[0]["content"] for row in test["prompt"][:3]]
     figures, samples = gsm8k.train_with_answers(trainer, FIGURES, questions, offline.smoke)
     drawn = [key for key in FIGURES.values() if key != "rewards/right_number/mean"]
-    gsm8k.report(folder, f"{title} on GSM8K", figures, samples, [*drawn, "entropy"])
+    gsm8k.report(folder, f"{title} on GSM8K", figures, samples, [*drawn, entropy])
     return figures
 
 

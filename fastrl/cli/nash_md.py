@@ -23,6 +23,8 @@ def judged_arguments(
 ) -> dict[str, Any]:
     """The keywords of NashMDTrainer and XPOTrainer; `reward_model_path` is a reward too.
 
+    Their configs say how a model is loaded, quantisation included.
+
     Raises:
         ValueError: no model, no dataset or no reward, or two reward models.
     """
@@ -33,7 +35,12 @@ def judged_arguments(
         raise ValueError("reward_model_path and reward_model_name_or_path name two; give one")
     if path is not None:
         script_args.reward_model_name_or_path = path
-    return rewarded_arguments(script_args, training_args, model_args, dataset_args)
+    given = rewarded_arguments(script_args, training_args, model_args, dataset_args)
+    quantization = given.pop("quantization_config")
+    if quantization is not None:
+        own = training_args.model_init_kwargs or {}
+        training_args.model_init_kwargs = {**own, "quantization_config": quantization}
+    return given
 
 
 def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
