@@ -16,8 +16,9 @@ Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gsm8k
 import sft
@@ -41,15 +42,20 @@ FIGURES = {
 }
 
 
-def train_offline(
-    offline: Offline, args: KTOConfig, model_args: ModelConfig
+def learn(
+    trainer_class: type,
+    names: Mapping[str, str],
+    title: str,
+    offline: Offline,
+    args: Any,
+    model_args: ModelConfig,
 ) -> dict[str, tuple[float, float]]:
-    """Solutions one by one, each marked right or wrong."""
+    """Train on solutions one by one, each marked right or wrong; the figures named."""
     data, folder = Path(offline.dataset), Path(args.output_dir)
     rows, held_out = gsm8k.solved(data)
     model = offline.model or sft.short(offline, folder / "sft", args)
     args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
-    trainer = KTOTrainer(
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=gsm8k.marked(rows),
@@ -58,10 +64,17 @@ def train_offline(
         peft_config=get_peft_config(model_args),
     )
     questions = [row["question"] for row in held_out[:3]]
-    figures, samples = gsm8k.train_with_answers(trainer, FIGURES, questions, offline.smoke)
+    figures, samples = gsm8k.train_with_answers(trainer, names, questions, offline.smoke)
     drawn = ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected")
-    gsm8k.report(folder, "KTO on solutions to GSM8K", figures, samples, drawn)
+    gsm8k.report(folder, f"{title} on solutions to GSM8K", figures, samples, drawn)
     return figures
+
+
+def train_offline(
+    offline: Offline, args: KTOConfig, model_args: ModelConfig
+) -> dict[str, tuple[float, float]]:
+    """As `learn` does."""
+    return learn(KTOTrainer, FIGURES, "KTO", offline, args, model_args)
 
 
 SCRIPT = Script(KTOTrainer, KTOConfig, train_offline, __doc__, OFFLINE)

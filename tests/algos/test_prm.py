@@ -153,7 +153,7 @@ def weights(trainer):
 
 @pytest.mark.slow
 def test_accumulated_steps_count_every_label_alike(tmp_path):
-    """The mean over all labels of a step, however its rows are divided (TRL adds up two means)."""
+    """The mean over all labels of a step, however its rows are divided."""
     sgd = {"optim": "sgd", "learning_rate": 0.05}
     one = made(tmp_path / "one", per_device_train_batch_size=8, **sgd)
     two = made(tmp_path / "two", gradient_accumulation_steps=2, **sgd)

@@ -16,6 +16,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
+    Qwen2ForTokenClassification,
     TrainingArguments,
 )
 
@@ -55,7 +56,11 @@ def tiny(tmp_path_factory):
         "pad_token_id": 1,
         "bos_token_id": None,
     }
-    for name, kind in (("lm", Qwen2ForCausalLM), ("judge", Qwen2ForSequenceClassification)):
+    for name, kind in (
+        ("lm", Qwen2ForCausalLM),
+        ("judge", Qwen2ForSequenceClassification),
+        ("tokens", Qwen2ForTokenClassification),
+    ):
         config = Qwen2Config(**shape, **({"num_labels": 1} if name == "judge" else {}))
         kind(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
@@ -68,6 +73,10 @@ def tiny(tmp_path_factory):
             {"prompt": "the cat", "completion": f" sat {i}", "label": i % 2 == 0} for i in range(8)
         ],
         "prompts": [{"prompt": f"{TEXTS[i % 3]}"} for i in range(8)],
+        "steps": [
+            {"prompt": "the", "completions": [f"cat {i}", "sat"], "labels": [True, i % 2 == 0]}
+            for i in range(8)
+        ],
     }
     for name, each in rows.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, each)))
@@ -135,6 +144,8 @@ def flags(tiny, out, rows, *more):
         ("sft", "text", "lm", "SFTTrainer"),
         ("dpo", "pairs", "lm", "DPOTrainer"),
         ("kto", "answers", "lm", "KTOTrainer"),
+        ("bco", "answers", "lm", "BCOTrainer"),
+        ("prm", "steps", "tokens", "PRMTrainer"),
         ("reward", "pairs", "judge", "RewardTrainer"),
         ("grpo", "prompts", "lm", "GRPOTrainer"),
         ("rloo", "prompts", "lm", "RLOOTrainer"),
@@ -179,6 +190,7 @@ def load(folder: Path) -> torch.nn.Module:
     kinds = {
         "Qwen2ForCausalLM": Qwen2ForCausalLM,
         "Qwen2ForSequenceClassification": Qwen2ForSequenceClassification,
+        "Qwen2ForTokenClassification": Qwen2ForTokenClassification,
     }
     (name,) = json.loads((folder / "config.json").read_text())["architectures"]
     return kinds[name].from_pretrained(folder)

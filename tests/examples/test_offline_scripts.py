@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "examples" / "scripts"
 NAMES = (
-    *("sft", "dpo", "orpo", "cpo", "kto", "reward_modeling", "grpo", "rloo", "distillation"),
-    *("nash_md", "xpo"),
-)
+    "sft", "dpo", "orpo", "cpo", "kto", "bco", "reward_modeling", "prm", "grpo", "rloo",
+    "distillation", "nash_md", "xpo",
+)  # fmt: skip
 GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 
 
@@ -105,6 +105,8 @@ def test_a_few_steps_of_each(scripts, sums, tmp_path):
     margin = run("dpo", *model)["… reward margin"]
     assert margin[0] == 0 and margin[1] != 0
     assert run("kto", *model)["loss"][0] == pytest.approx(0.5, abs=1e-3)
+    assert run("bco", *model)["loss"][0] == pytest.approx(0.6931, abs=1e-3)
+    assert 0 <= run("prm", *model)["share of steps judged as they are"][0] <= 1
     assert run("reward_modeling")["… loss"][0] == pytest.approx(0.69, abs=0.05)
     assert (tmp_path / "reward_modeling" / "sft" / "model.safetensors").exists()
     lengths = run("grpo", *model, "--num_generations", "2", "--max_completion_length", "6")
