@@ -259,6 +259,7 @@ class PPORollout(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what TRL logs of a batch beside its metrics: `eps`, `lr` and `episode`."""
+        start_time = self._began(start_time)
         if "loss" in logs and start_time is not None:
             step, rows = self.state.global_step, self.args.batch_size
             seen = (step - self._initial_global_step) * rows

@@ -34,12 +34,12 @@ _GAINED = {
 }
 
 
-def _without(method: Callable[..., Any], gained: str) -> Callable[..., Any]:
-    """The method called as it was before it gained its last parameter."""
+def _without(method: Callable[..., Any], gained: str, kept: dict[str, Any]) -> Callable[..., Any]:
+    """The method called as it was before it gained its last parameter, whose value is `kept`."""
     room = len(inspect.signature(method).parameters)
 
     def call(*args: Any, **keywords: Any) -> Any:
-        keywords.pop(gained, None)
+        kept[gained] = keywords.pop(gained, args[room] if len(args) > room else None)
         return method(*args[:room], **keywords)
 
     return call
@@ -113,12 +113,13 @@ class Trainer(transformers.Trainer):
         prepare_policy(model)
 
     def _adapt_old_overrides(self) -> None:
+        self._kept: dict[str, Any] = {}  # what overrides do not take
         for name, gained in _GAINED.items():
             method = getattr(self, name)
             parameters = inspect.signature(method).parameters.values()
             if any(p.name == gained or p.kind == p.VAR_KEYWORD for p in parameters):
                 continue
-            setattr(self, name, _without(method, gained))
+            setattr(self, name, _without(method, gained, self._kept))
             if name == "compute_loss":
                 self.model_accepts_loss_kwargs = False
 
@@ -301,8 +302,13 @@ class Trainer(transformers.Trainer):
             found["num_tokens"] = self._total_tokens()
         return found
 
+    def _began(self, start_time: float | None) -> float | None:
+        """When training began, though an override of `log` that takes no time hands none on."""
+        return self._kept.get("start_time") if start_time is None else start_time
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics collected since the last log, then log as transformers does."""
+        start_time = self._began(start_time)
         found = self._found()
         if not self.model.training:
             found = {f"{self._prefix}_{name}": value for name, value in found.items()}

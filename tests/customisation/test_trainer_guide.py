@@ -20,18 +20,27 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
+import fastrl
 from fastrl import (
     DPOConfig,
     DPOTrainer,
     GRPOConfig,
     GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    OnlineDPOConfig,
+    OnlineDPOTrainer,
+    PPOv2Trainer,
     RewardConfig,
     RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
     SFTConfig,
     SFTTrainer,
     TrlParser,
 )
 from tests.algos.offline_parity import making
+from tests.customisation import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {
@@ -57,14 +66,25 @@ def length(completions: list[str], **_: Any) -> list[float]:
 KINDS: dict[str, tuple[Any, Any, str, str, dict[str, Any], dict[str, Any]]] = {
     "sft": (SFTTrainer, SFTConfig, "completion", "lm", {}, {}),
     "dpo": (DPOTrainer, DPOConfig, "preference", "lm", {}, {}),
+    "kto": (KTOTrainer, KTOConfig, "unpaired", "lm", {}, {}),
     "reward": (RewardTrainer, RewardConfig, "preference", "score", {}, {}),
     "grpo": (GRPOTrainer, GRPOConfig, "completion", "lm", SAMPLING, {"reward_funcs": length}),
+    "rloo": (RLOOTrainer, RLOOConfig, "completion", "lm", SAMPLING, {"reward_funcs": length}),
+    "online_dpo": (
+        OnlineDPOTrainer,
+        OnlineDPOConfig,
+        "completion",
+        "lm",
+        {"max_new_tokens": 4},
+        {"reward_funcs": length},
+    ),
 }
+DRAWING = ("grpo", "rloo", "online_dpo")
 
 
 def rows(kind: str, count: int, seed: int = 0) -> Any:
     made = making.rows(KINDS[kind][2], count, seed)
-    return made.select_columns(["prompt"]) if kind == "grpo" else made
+    return made.select_columns(["prompt"]) if kind in DRAWING else made
 
 
 def build(folder: Any, kind: str = "sft", cls: Any = None, more: Any = None, **given: Any) -> Any:
@@ -177,16 +197,36 @@ def test_overridable_hooks_by_their_old_signatures(tmp_path, kind):
     old.train()
     assert [hook for hook in HOOKS if hook not in old.called] == []
     assert old.called.count("training_step") == 2
-    # Thrice the loss, on the same rows and, with GRPO, the same answers.
+    # Thrice the loss, on the same rows and the same answers.
     norms = [logged(trainer, "grad_norm")[0] for trainer in (old, plain)]
     assert norms[0] == pytest.approx(3 * norms[1], rel=1e-4)
-    if kind != "grpo":  # whose loss is 0 before anything is learnt
+    if kind not in ("grpo", "rloo"):  # whose loss is 0 before anything is learnt
         assert losses(old)[0] == pytest.approx(3 * losses(plain)[0], rel=1e-5)
+    if kind not in DRAWING:  # who evaluate on answers drawn anew
         assert evaluated["eval_loss"] == pytest.approx(3 * at_start, rel=1e-5)
         assert found.metrics["test_loss"] == pytest.approx(3 * at_start, rel=1e-5)
     assert logged(old, "learning_rate") == [0.5, 0.25]
     assert all(entry["mine"] == 1.0 for entry in old.state.log_history)
     assert isinstance(old.optimizer.optimizer, torch.optim.SGD)
+
+
+def test_overridable_hooks_of_ppo_by_train(tmp_path, monkeypatch):
+    settings = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "optim": "sgd"}
+    settings |= {"num_ppo_epochs": 1}
+    plain = runs.build("ppo_train", tmp_path / "a", settings)
+    plain.train()
+    monkeypatch.setattr(fastrl, "PPOTrainer", with_old_hooks(PPOv2Trainer))
+    old = runs.build("ppo_train", tmp_path / "b", settings)
+    old.evaluate()
+    old.train()
+    predicting = {"get_eval_dataloader", "get_test_dataloader", "prediction_step", "predict"}
+    assert {hook for hook in HOOKS if hook not in old.called} == predicting  # PPO predicts nothing
+    assert old.called.count("training_step") == old.called.count("compute_loss") == 2
+    for key in ("loss", "grad_norm"):  # the same answers in the first batch
+        assert logged(old, key)[0] == pytest.approx(3 * logged(plain, key)[0], rel=1e-5)
+    assert logged(old, "learning_rate") == logged(old, "lr") == [0.5, 0.25]
+    assert logged(old, "episode") == [4, 8] and len(logged(old, "eps")) == 2
+    assert all(entry["mine"] == 1.0 for entry in old.state.log_history)
 
 
 class CustomTrainer(SFTTrainer):
@@ -334,7 +374,7 @@ def test_get_process_log_level_is_what_the_trainer_sets(tmp_path, verbosity):
 # --- NEFTune --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "reward"])
 def test_neftune_is_off_after_training(tmp_path, kind):
     plain, noisy = build(tmp_path / "a", kind), build(tmp_path / "b", kind, neftune_noise_alpha=9.0)
     hooks: list[int] = []
