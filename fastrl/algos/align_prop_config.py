@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastrl.train.diffusion_config import DiffusionConfig
 
@@ -27,7 +27,7 @@ class AlignPropConfig(DiffusionConfig):
     log_image_freq: int = 1
     truncated_backprop_rand: bool = True
     truncated_backprop_timestep: int = 49
-    truncated_rand_backprop_minmax: tuple[int, int] = (0, 50)
+    truncated_rand_backprop_minmax: list[int] = field(default_factory=lambda: [0, 50])
 
     _from_0 = (*DiffusionConfig._from_0, "truncated_backprop_timestep")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import numbers
 import os
@@ -17,6 +18,7 @@ _Range = tuple[str, Callable[[float], bool]]
 FROM_0: _Range = ("finite and at least 0", lambda x: 0 <= x < math.inf)
 ABOVE_0: _Range = ("finite and above 0", lambda x: 0 < x < math.inf)
 _DECAY: _Range = ("in [0, 1)", lambda x: 0 <= x < 1)
+_KEYWORDS = ("tracker_kwargs", "accelerator_kwargs", "project_kwargs")
 PRECISIONS = ("no", "fp16", "bf16", "fp8")
 
 
@@ -66,9 +68,9 @@ class DiffusionConfig:
     run_name: str | None = ""
     seed: int = 0
     log_with: Literal["wandb", "tensorboard"] | None = None
-    tracker_kwargs: dict[str, Any] = field(default_factory=dict)
-    accelerator_kwargs: dict[str, Any] = field(default_factory=dict)
-    project_kwargs: dict[str, Any] = field(default_factory=dict)
+    tracker_kwargs: dict[str, Any] | str | None = field(default_factory=dict)
+    accelerator_kwargs: dict[str, Any] | str | None = field(default_factory=dict)
+    project_kwargs: dict[str, Any] | str | None = field(default_factory=dict)
     tracker_project_name: str = "trl"
     logdir: str = "logs"
     num_epochs: int = 100
@@ -105,6 +107,8 @@ class DiffusionConfig:
     _from_0: ClassVar[tuple[str, ...]] = ("seed",)  # the other whole numbers are at least 1
 
     def __post_init__(self) -> None:
+        for name in _KEYWORDS:
+            self._read_keywords(name)
         self._check_kinds()
         if self.mixed_precision not in PRECISIONS:
             self.refuse("mixed_precision", f"choose one of {', '.join(PRECISIONS)}")
@@ -131,8 +135,18 @@ class DiffusionConfig:
                 whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
                 if not (whole and int(value) >= least):
                     self.refuse(name, f"a whole number of at least {least} is needed")
-            elif name.endswith("_kwargs") and not isinstance(value, Mapping):
-                self.refuse(name, "give a dict of keyword arguments")
+
+    def _read_keywords(self, name: str) -> None:
+        """A dict, whether it was given as one, as JSON on a command line or as None."""
+        value = getattr(self, name)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                self.refuse(name, f"no JSON object: {error}")
+        if value is not None and not isinstance(value, Mapping):
+            self.refuse(name, "give a dict of keyword arguments")
+        setattr(self, name, dict(value or {}))
 
     def refuse(self, name: str, why: str) -> NoReturn:
         """Raise a ValueError for a field, saying why."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import fastrl
 from fastrl.algos.align_prop import AlignPropTrainer
@@ -42,6 +43,14 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.fixture
+def fresh_accelerator():
+    """Precision is set once a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
 QUICK = ("full", "lora", "fixed_truncation")
 
 
@@ -56,7 +65,9 @@ def test_losses_rewards_and_weights_are_trls(case, folder):
     found, recorded = run_case(case, FASTRL, folder), RECORDED[case.name]
     assert len(found["log"]) == len(recorded["log"]) >= 10
     for ours, theirs in zip(found["log"], recorded["log"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+        kl = {side.pop("approx_kl", 0) for side in (ours, theirs)}  # of two: up to 10⁵ times a loss
+        assert max(kl) == pytest.approx(min(kl), rel=1e-3, abs=1e-4)
+        assert ours == pytest.approx(theirs, abs=1e-4)
     assert found["norm"] == pytest.approx(recorded["norm"], rel=1e-5)
     assert found["draw"] == recorded["draw"]
 
@@ -69,6 +80,7 @@ def settings(**more):
         "sample_num_batches_per_epoch": 1,
         "train_batch_size": 2,
         "train_clip_range": 0.1,
+        "save_freq": 1000,
     }
     return DDPOConfig(**{**COMMON, **base, **more})
 
@@ -104,14 +116,16 @@ def test_the_loss_by_hand():
 
 def test_accumulated_batches_are_one(folder):
     """Two passes of one image take the step of one pass of two."""
-    whole = build(folder)
-    parts = build(folder, train_batch_size=1, train_gradient_accumulation_steps=2)
-    start = weights(whole).clone()
-    for trainer in (whole, parts):
+    found = []
+    for more in ({}, {"train_batch_size": 1, "train_gradient_accumulation_steps": 2}):
+        # Adam follows the signs of gradients that are rounding alone, unless epsilon is above them.
+        trainer = build(folder, train_adam_epsilon=1e-3, **more)
+        start = weights(trainer).clone()
         trainer.train(2)
-    assert len(whole.log_history) == len(parts.log_history) == 4
-    assert (weights(whole) - start).abs().max() > 1e-5
-    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-6)
+        assert len(trainer.log_history) == 4
+        found.append(weights(trainer))
+    assert (found[0] - start).abs().max() > 1e-5
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def drawn_prompt():
@@ -128,6 +142,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
         "num_checkpoint_limit": 2,
         "logdir": str(tmp_path),
         "run_name": "mine",
+        "save_freq": 1,
     }
     through = build(folder, **more)
     through.train(4)
@@ -145,7 +160,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
 
 def test_a_checkpoint_of_trls(folder, tmp_path):
     """It holds no progress: epochs are counted from its number, as TRL does."""
-    trainer = build(folder, logdir=str(tmp_path))
+    trainer = build(folder, logdir=str(tmp_path), save_freq=1)
     trainer.train(2)
     (tmp_path / "checkpoints" / "checkpoint_0" / "progress.json").unlink()
     again = build(folder, logdir=str(tmp_path), resume_from=str(tmp_path / "checkpoints"))
@@ -166,12 +181,10 @@ def test_rewards_in_threads_are_the_same(folder):
         future.set_result(rewards)
         return (future if len(threads) == 2 else rewards), details
 
-    plain, threaded = (
-        build(folder, **two),
-        build(folder, rewarded=rewarded, async_reward_computation=True, **two),
-    )
-    for trainer in (plain, threaded):
-        trainer.train(1)
+    plain = build(folder, **two)
+    plain.train(1)
+    threaded = build(folder, rewarded=rewarded, async_reward_computation=True, **two)
+    threaded.train(1)
     assert threads == [False, False]
     assert metrics(plain) == metrics(threaded) and torch.equal(weights(plain), weights(threaded))
     assert not threaded._scoring
@@ -197,7 +210,7 @@ def test_half_precision_waits_for_a_gpu(folder):
     assert trainer.accelerator.mixed_precision == "no"
 
 
-def test_trained_weights_stay_in_fp32_and_others_do_not(folder):
+def test_trained_weights_stay_in_fp32_and_others_do_not(folder, fresh_accelerator):
     trainer = build(folder, use_lora=True, mixed_precision="bf16")
     trainer.train(1)
     unet = trainer.sd_pipeline.unet
@@ -265,12 +278,13 @@ def test_arguments_that_are_none(folder):
         ("seed", -1, "at least 0"),
         ("train_cfg", "yes", "True or False"),
         ("mixed_precision", "fp32", "no, fp16, bf16, fp8"),
-        ("project_kwargs", "x", "dict of keyword arguments"),
+        ("project_kwargs", "x", "no JSON object"),
+        ("accelerator_kwargs", [1], "dict of keyword arguments"),
         ("train_learning_rate", float("nan"), "finite and at least 0"),
     ],
 )
 def test_values_that_are_none(name, value, said):
-    with pytest.raises(ValueError, match=f"{name}=.*{said}"):
+    with pytest.raises(ValueError, match=rf"{name}=.*{said}"):
         settings(**{name: value})
 
 

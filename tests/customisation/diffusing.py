@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 import fastrl
 from tests.customisation import runs
@@ -84,6 +85,7 @@ def _facts(trainer: Any) -> dict[str, Any]:
 def run(kind: str, settings: dict[str, Any]) -> Outcome:
     """Construct and train."""
     shown: list[int] = []
+    AcceleratorState._reset_state()  # or it keeps the last run's precision
     with (
         tempfile.TemporaryDirectory() as place,
         runs._heard(),
