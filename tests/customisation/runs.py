@@ -52,6 +52,8 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "grpo": (fastrl.GRPOTrainer, fastrl.GRPOConfig, DRAWN),
     "rloo": (fastrl.RLOOTrainer, fastrl.RLOOConfig, DRAWN),
     "online_dpo": (fastrl.OnlineDPOTrainer, fastrl.OnlineDPOConfig, {"max_new_tokens": 6}),
+    "nash_md": (fastrl.NashMDTrainer, fastrl.NashMDConfig, {"max_new_tokens": 6}),
+    "xpo": (fastrl.XPOTrainer, fastrl.XPOConfig, {"max_new_tokens": 6}),
     "distillation": (
         fastrl.DistillationTrainer,
         fastrl.DistillationConfig,
@@ -63,7 +65,7 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {"response_length": 6, "num_ppo_epochs": 2, "num_sample_generations": 0},
     ),
 }
-DRAWING = ("grpo", "rloo", "online_dpo", "distillation")
+DRAWING = ("grpo", "rloo", "online_dpo", "nash_md", "xpo", "distillation")
 _ROWS = {"sft": "completion", "dpo": "preference", "kto": "unpaired", "reward": "preference"}
 _ROWS |= {"orpo": "preference", "cpo": "preference", "bco": "unpaired", "prm": "stepwise"}
 _ARCHITECTURES = {"reward": "score", "prm": "tokens"}
