@@ -221,7 +221,7 @@ def outside(reads: dict[str, set[tuple[str, str]]], name: str) -> bool:
 def test_what_one_online_trainer_reads_all_of_them_read():
     """Evidence for a field of `OnlineConfig` is gathered on GRPO."""
     grpo = read_by("grpo")
-    for kind in ("rloo", "online_dpo", "distillation"):
+    for kind in ("rloo", "online_dpo", "nash_md", "xpo", "distillation"):
         fields = {f.name for f in dataclasses.fields(runs.KINDS[kind][1]) if f.init}
         ours = fields - set(NAMES)
         lost = {n for n in ours if outside(grpo, n) and not outside(read_by(kind), n)}
