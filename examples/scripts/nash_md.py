@@ -12,8 +12,8 @@ To see that it runs: --smoke. With a hub, whole or with an adapter:
     python examples/scripts/nash_md.py --model_name_or_path Qwen/Qwen2-0.5B-Instruct \\
         --dataset_name trl-lib/ultrafeedback-prompt --reward_funcs think_format_reward --use_peft
 
-Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir. Figures are of both
-answers to a problem: the policy's and the mixture's.
+Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir. Figures are of
+both answers to a problem: the policy's and the mixture's.
 """
 
 from __future__ import annotations
