@@ -48,7 +48,7 @@ def test_the_loss_is_the_distance_from_ten(folder):
 def test_rewards_must_carry_a_gradient(folder):
     trainer = build(folder, rewarded=lambda images, *_: (images.detach().mean((1, 2, 3)), {}))
     start = weights(trainer).clone()
-    with pytest.raises(ValueError, match="rewards without a gradient.*DDPOTrainer takes any"):
+    with pytest.raises(ValueError, match="DDPOTrainer takes any rewards"):
         trainer.train(1)
     assert torch.equal(weights(trainer), start)
 
