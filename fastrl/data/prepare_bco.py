@@ -32,6 +32,12 @@ class Cut:
     bos: int | None
     eos: int | None
 
+    @staticmethod
+    def of(args: Any, tokenizer: Any) -> Cut:
+        """As a `BCOConfig` says."""
+        ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+        return Cut(args.max_length, args.max_prompt_length, args.truncation_mode, *ends)
+
     def __call__(self, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]] | None:
         """Prompt from BOS on, answer up to EOS; None if the prompt leaves no room for an answer."""
         lacks_bos, lacks_eos = prompt[:1] != [self.bos], answer[-1:] != [self.eos]
@@ -122,20 +128,14 @@ def prepare_bco(
     if set(made) <= set(columns):
         return dataset
     found = detect_format(columns, first_row(dataset, name), wanted=UNPAIRED_KINDS)
-    tokenizer = tokenizer_of(processing_class)
+    kept = [column for column in ("ref_logps",) if column in columns]
     step = _BCORows(
         processing_class=processing_class,
         kind=found.kind,
         conversational=found.conversational,
         eos=None,
         max_length=None,
-        cut=Cut(
-            args.max_length,
-            args.max_prompt_length,
-            args.truncation_mode,
-            tokenizer.bos_token_id,
-            tokenizer.eos_token_id,
-        ),
+        cut=Cut.of(args, tokenizer_of(processing_class)),
         embedding_tokenizer=embedding_tokenizer,
     )
     with main_process_first():
@@ -145,9 +145,7 @@ def prepare_bco(
             made,
             name=name,
             num_proc=args.dataset_num_proc,
-            kept=[c for c in ("ref_logps",) if c in columns]
-            if args.remove_unused_columns
-            else columns,
+            kept=kept if args.remove_unused_columns else columns,
             fold=1 if found.kind == "unpaired_preference" else 2,
             lost=f"the prompt alone fills max_length={args.max_length} tokens",
         )

@@ -31,6 +31,10 @@ print(write("...", max_new_tokens=128)[0]["generated_text"])""",
 
 judge = pipeline("text-classification", model="{title}", function_to_apply="none")
 print(judge("a question and an answer")[0]["score"])""",
+    "token-classification": """from transformers import pipeline
+
+judge = pipeline("token-classification", model="{title}")
+print(judge("a question, a step\\n")[-1])  # the class of the token that ends the step""",
 }
 
 
