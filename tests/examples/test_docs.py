@@ -19,7 +19,13 @@ from typing import Any
 
 import datasets
 import pytest
-from transformers import TrainingArguments
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    TrainingArguments,
+)
 
 import fastrl
 from fastrl.cli.main import TRAINING
@@ -276,8 +282,23 @@ def save(folder: Path) -> None:
 
         tiny_pipeline.save(folder)
         return
-    making.model().save_pretrained(folder)
-    making.tokenizer().save_pretrained(folder)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    special = trainers.BpeTrainer(special_tokens=[*making.SPECIAL], initial_alphabet=letters)
+    inner.train_from_iterator([], special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        chat_template=making.CHATML,
+    )
+    sizes = {**making.COMMON, "vocab_size": len(tokenizer) + 4, "intermediate_size": 64}
+    config = Qwen2Config(**sizes, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
