@@ -21,19 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pairs
-from command_line import Offline, Script
 
-from fastrl import CPOConfig, CPOTrainer, ModelConfig
+from fastrl import CPOConfig, CPOTrainer
 
-
-def train_offline(
-    offline: Offline, args: CPOConfig, model_args: ModelConfig
-) -> dict[str, tuple[float, float]]:
-    """Right solutions against wrong ones to the same problem."""
-    return pairs.train_offline(CPOTrainer, offline, args, model_args)
-
-
-SCRIPT = Script(CPOTrainer, CPOConfig, train_offline, __doc__, pairs.offline("runs/cpo"))
+SCRIPT = pairs.script(CPOTrainer, CPOConfig, __doc__, "runs/cpo")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:

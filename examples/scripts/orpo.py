@@ -19,19 +19,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pairs
-from command_line import Offline, Script
 
-from fastrl import ModelConfig, ORPOConfig, ORPOTrainer
+from fastrl import ORPOConfig, ORPOTrainer
 
-
-def train_offline(
-    offline: Offline, args: ORPOConfig, model_args: ModelConfig
-) -> dict[str, tuple[float, float]]:
-    """Right solutions against wrong ones to the same problem."""
-    return pairs.train_offline(ORPOTrainer, offline, args, model_args)
-
-
-SCRIPT = Script(ORPOTrainer, ORPOConfig, train_offline, __doc__, pairs.offline("runs/orpo"))
+SCRIPT = pairs.script(ORPOTrainer, ORPOConfig, __doc__, "runs/orpo")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:

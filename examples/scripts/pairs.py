@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gsm8k
 import sft
-from command_line import Offline
+from command_line import Offline, Script
 
 from fastrl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -18,17 +19,12 @@ FIGURES = {
     "a model's right solution against a wrong one: reward accuracy": "models_rewards/accuracies",
     "… its reward margin": "models_rewards/margins",
 }
-
-
-def offline(output_dir: str) -> dict[str, Any]:
-    """Settings of a run that downloads nothing."""
-    return {
-        "output_dir": output_dir,
-        "max_steps": 80,
-        "per_device_train_batch_size": 16,
-        "per_device_eval_batch_size": 16,
-        "learning_rate": 1e-4,
-    }
+OFFLINE = {
+    "max_steps": 80,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 16,
+    "learning_rate": 1e-4,
+}
 
 
 def train_offline(
@@ -52,3 +48,9 @@ def train_offline(
     drawn = ("loss", "nll_loss", "rewards/accuracies", "rewards/margins")
     gsm8k.report(folder, f"{name} on solutions to GSM8K", figures, samples, drawn)
     return figures
+
+
+def script(trainer_class: Any, config: Any, doc: str, output_dir: str) -> Script:
+    """The command line of a trainer on pairs."""
+    settings = {"output_dir": output_dir, **OFFLINE}
+    return Script(trainer_class, config, partial(train_offline, trainer_class), doc, settings)

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from trl.experimental import cpo, orpo
 
 from tests.algos.offline_parity import running
+from tests.algos.offline_parity.record import record, versions
 from tests.algos.pairs_parity import cases, preparing
 
 FOLDER = Path(__file__).parent / "recorded"
@@ -64,33 +64,10 @@ def prepared(case: preparing.Prepared) -> dict[str, Any]:
     return {name: list(trainer.train_dataset[name]) for name in preparing.COLUMNS}
 
 
-def main(wanted: list[str]) -> None:
-    """Run the named cases, or all, and write one file each; "rows" for the prepared rows."""
-    import transformers
-    import trl
-
-    torch.set_num_threads(1)
-    versions = {
-        "trl": trl.__version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-    }
-    for case in cases.ALL:
-        if wanted and not any(case.name.startswith(start) for start in wanted):
-            continue
-        logs = running.run(case, LIBRARY)
-        columns = {
-            key: [entry[key] for entry in logs if key in entry] for entry in logs for key in entry
-        }
-        FOLDER.mkdir(exist_ok=True)
-        path = FOLDER / f"{case.name}.json"
-        path.write_text(json.dumps({"versions": versions, "logs": columns}) + "\n")
-        print(case.name, len(logs), columns["loss"][0], columns["loss"][-1], flush=True)
-    if not wanted or "rows" in wanted:
-        rows = {case.name: prepared(case) for case in preparing.CASES}
-        text = json.dumps({"versions": versions, "rows": rows})
-        (FOLDER.parent / "rows.json").write_text(text + "\n")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    named = sys.argv[1:]
+    record(cases.ALL, LIBRARY, FOLDER, named)
+    if not named or "rows" in named:
+        found = {case.name: prepared(case) for case in preparing.CASES}
+        text = json.dumps({"versions": versions(), "rows": found})
+        (FOLDER.parent / "rows.json").write_text(text + "\n")
