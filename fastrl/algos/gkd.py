@@ -248,7 +248,9 @@ class GKDTrainer(SFTTrainer):
     ) -> Callable[[list[Any]], dict[str, Any]]:
         if given is not None:
             return given
-        return _Described(DataCollatorForChatML(tokenizer, max_length=args.max_length))
+        return _Described(
+            DataCollatorForChatML(tokenizer, max_length=args.max_length, truncation_mode="keep_end")
+        )
 
     def _prepare(
         self, dataset: Any, tokenizer: PreTrainedTokenizerBase, args: Any, name: str
@@ -276,8 +278,26 @@ class GKDTrainer(SFTTrainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._student_speaks is None and self._teacher_speaks is None:
             return batches, count
+        if self._to_restore is not None:
+            self._load_rng_state(self._to_restore)
+            self._restored = True
         batches = self._with_answers(batches)
         return batches, self._get_num_items_in_batch(batches, device)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        self._restored = False
+        self._to_restore = None if self.args.ignore_data_skip else resume_from_checkpoint
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Once: transformers would go back again after the first answers have been drawn."""
+        if self._restored:
+            self._restored = False
+            return
+        self._to_restore = None
+        super()._load_rng_state(checkpoint)
 
     def _with_answers(self, batches: list[Any]) -> list[Any]:
         coins = [self.lmbda > 0 and random.random() <= self.lmbda for _ in batches]

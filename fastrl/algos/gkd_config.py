@@ -40,7 +40,7 @@ class GKDConfig(SFTConfig):
         "packing_strategy": (("bfd",), _ONE_A_ROW),
         "router_aux_loss_coef": ((None, 0.0, 0), "the loss is the divergence alone"),
         "shuffle_dataset": ((False,), "shuffle them before"),
-        "truncation_mode": (("keep_start",), "conversations are cut at their end"),
+        "truncation_mode": (("keep_start",), "long conversations lose their beginning"),
         "dataset_num_proc": ((None,), "rows are prepared by dataloader_num_workers"),
         "dataset_kwargs": ((None, {"skip_prepare_dataset": True}), "rows are never prepared"),
         "pad_to_multiple_of": (("auto", None), _ONE_A_ROW),

@@ -135,7 +135,9 @@ def test_a_teacher_by_name_and_columns_of_a_collator_of_ones_own(tmp_path):
         seen.extend(example["kind"] for example in examples)
         from fastrl.data.collate_chatml import DataCollatorForChatML
 
-        return DataCollatorForChatML(making.tokenizer(), max_length=64)(examples)
+        return DataCollatorForChatML(making.tokenizer(), max_length=64, truncation_mode="keep_end")(
+            examples
+        )
 
     trainer = made(
         tmp_path,
@@ -147,7 +149,7 @@ def test_a_teacher_by_name_and_columns_of_a_collator_of_ones_own(tmp_path):
     )
     trainer.train()
     assert set(seen) == {"a", "b"}
-    own = made(tmp_path / "own", train_dataset=running.rows(4, ragged=True))
+    own = made(tmp_path / "own", train_dataset=running.rows(4, ragged=True), max_length=64)
     own.train()
     assert trainer.state.log_history[0]["loss"] == own.state.log_history[0]["loss"]
 
