@@ -19,7 +19,7 @@ COUNTED = "accurac"
 
 def same_work(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     """Both took the same step: loss, gradient norm and every other metric of it agree."""
-    assert {"loss", "grad_norm", "num_tokens"} <= theirs["numbers"].keys()
+    assert {"loss", "grad_norm"} <= theirs["numbers"].keys()
     for key, want in theirs["numbers"].items():
         got = ours["numbers"][key]
         assert COUNTED in key or close_to(want, got, SAME), (key, want, got)
@@ -35,5 +35,5 @@ def offline_race(
     """Time and memory of a case of workers/offline_step.py; every step has rows of its own."""
     request = {"case": case, "seed": seed, "vocab": 16384, "steps": ROUNDS + 2}
     worker = ("offline_step.py", request)
-    theirs, _ = trainer_race(benchmark, peer_python, PEER, row, worker, ROUNDS, same_work)
-    benchmark.extra_info["tokens"] = theirs[-1]["numbers"]["num_tokens"]
+    _, ours = trainer_race(benchmark, peer_python, PEER, row, worker, ROUNDS, same_work)
+    benchmark.extra_info["tokens"] = ours[-1]["numbers"]["num_tokens"]

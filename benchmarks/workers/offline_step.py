@@ -1,4 +1,4 @@
-"""Optimizer steps of SFT, DPO, KTO or Reward in `trl` (1.16) or `fastrl`: same weights, same rows.
+"""Optimizer steps of SFT, DPO, KTO, Reward or GKD in `trl` (1.16) or `fastrl`: same weights, same rows.
 
     python offline_step.py trl|fastrl        then requests on standard input, see protocol.py
 
@@ -43,11 +43,24 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "sft_packed": ("SFT", {"packing": True, "packing_strategy": "bfd", "max_length": 1024}, False),
     "sft_lora": ("SFT", {}, True),
     "dpo": ("DPO", {}, False),
+    "orpo": ("ORPO", {}, False),
+    "cpo": ("CPO", {}, False),
     "kto": ("KTO", {}, False),
     "reward": ("Reward", {}, False),
+    "gkd": ("GKD", {"lmbda": 0.0, "max_length": 1024}, False),
 }
 # Beyond the columns of a loss, what is logged on the wall clock.
 UNCOMPARED = ("epoch", "learning_rate", "runtime", "per_second")
+
+
+# Trainer -> where TRL keeps it, if not on top.
+APART = {
+    "CPO": "trl.experimental.cpo",
+    "GKD": "trl.experimental.gkd",
+    "ORPO": "trl.experimental.orpo",
+}
+# Trainer -> its metrics that are not compared: there TRL's mean logits take in prompts and padding.
+OTHERWISE = {"CPO": ("logits/",), "ORPO": ("logits/",)}
 
 
 def tokenizer(vocab: int) -> transformers.PreTrainedTokenizerFast:
@@ -112,6 +125,10 @@ def dataset(trainer: str, packed: bool, count: int, seed: int, vocab: int) -> Da
         rows = 2 * count if packed else count  # a bin of 1024 holds about two
         return Dataset.from_dict({"input_ids": [ids(LONG).tolist() for _ in range(rows)]})
     columns = {"prompt": [text(PROMPT) for _ in range(count)]}
+    if trainer == "GKD":
+        asked = ([int(word[1:]) for word in prompt.split()] for prompt in columns["prompt"])
+        columns["input_ids"] = [[*prompt, *ids(ANSWER).tolist()] for prompt in asked]
+        return Dataset.from_dict(columns)
     if trainer == "KTO":
         columns["completion"] = [text(ANSWER) for _ in range(count)]
         columns["label"] = [bool(one) for one in rng.integers(2, size=count)]
@@ -144,6 +161,11 @@ def build(library: Any, request: dict[str, Any], folder: str) -> Any:
         from peft import LoraConfig
 
         more["peft_config"] = LoraConfig(task_type="CAUSAL_LM")
+    if name == "GKD":
+        more["teacher_model"] = model(name, vocab, f"{folder}/teacher")
+        with torch.no_grad():
+            for parameter in more["teacher_model"].parameters():
+                parameter.mul_(1.5)
     count = BATCH * ACCUMULATION * steps
     trainer = getattr(library, f"{name}Trainer")(
         model(name, vocab, f"{folder}/model"),
@@ -159,8 +181,10 @@ def build(library: Any, request: dict[str, Any], folder: str) -> Any:
 class Held(transformers.TrainerCallback):
     """A training run in a thread of its own that takes one step when it is told to."""
 
-    def __init__(self, trainer: Any, threads: int) -> None:
-        self._trainer, self._threads = trainer, threads
+    def __init__(
+        self, trainer: Any, threads: int, uncompared: tuple[str, ...] = UNCOMPARED
+    ) -> None:
+        self._trainer, self._threads, self._uncompared = trainer, threads, uncompared
         self._go: queue.Queue[None] = queue.Queue()
         self._done: queue.Queue[dict[str, Any]] = queue.Queue()
         self._thread: threading.Thread | None = None
@@ -200,7 +224,7 @@ class Held(transformers.TrainerCallback):
             "numbers": {
                 key: float(value)
                 for key, value in logs.items()
-                if not any(word in key for word in UNCOMPARED)
+                if not any(word in key for word in self._uncompared)
             },
         }
         self._done.put(measured)
@@ -214,10 +238,14 @@ def setup(request: dict[str, Any]) -> protocol.Round:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(request["threads"])
     name = sys.argv[1]
-    library = protocol.import_fastrl() if name == "fastrl" else importlib.import_module(name)
+    if name == "fastrl":
+        library = protocol.import_fastrl()
+    else:
+        library = importlib.import_module(APART.get(CASES[request["case"]][0], name))
     folder = tempfile.TemporaryDirectory()
     trainer = build(library, request, folder.name)
-    held = Held(trainer, request["threads"])
+    uncompared = (*UNCOMPARED, *OTHERWISE.get(CASES[request["case"]][0], ()))
+    held = Held(trainer, request["threads"], uncompared)
     standing = protocol.resident_bytes()
 
     def run(number: int, folder: Any = folder) -> dict[str, Any]:
