@@ -316,6 +316,18 @@ FIELDS: dict[str, dict[str, Probe]] = {
         "normalize_advantages": Changes("rloo", True, by="weights"),
         "reward_clip_range": Changes("rloo", [0.0, 1.0], by="weights"),
     },
+    "GKDConfig": {
+        "temperature": Changes("gkd", 0.3, {"lmbda": 1.0}),
+        "lmbda": Changes("gkd", 1.0),
+        "beta": Changes("gkd", 0.1),
+        "max_new_tokens": Changes("gkd", 3, {"lmbda": 1.0}),
+        "teacher_model_name_or_path": Changes("gkd", other("policy")),
+        "teacher_model_init_kwargs": Seen(
+            places.teacher_loading({"dtype": "bfloat16"}, "dtype", "gkd")
+        ),
+        "disable_dropout": Changes("gkd", False, {"_dropout": 0.25}, by="facts"),
+        "seq_kd": Changes("gkd", True),
+    },
     "DistillationConfig": {
         "teacher_model_name_or_path": Changes("distillation", other("policy")),
         "teacher_model_revision": Seen(places.teacher_loading("v2", "revision")),

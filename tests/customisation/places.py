@@ -84,7 +84,7 @@ def loading_online(name: str) -> None:
     _loading("grpo", name)
 
 
-def teacher_loading(value: Any, keyword: str) -> Look:
+def teacher_loading(value: Any, keyword: str, kind: str = "distillation") -> Look:
     """The teacher is loaded with the field as that keyword, and no field is for one at hand."""
     wanted = value[keyword] if isinstance(value, dict) else value
 
@@ -95,11 +95,11 @@ def teacher_loading(value: Any, keyword: str) -> Look:
         load = lambda *_, **given: asked.append(given) or runs.teacher()  # noqa: E731
         with patch.object(setup, "create_model_from_path", load):
             for given in ({}, {name: value}):
-                with built("distillation", teacher_model_name_or_path="somewhere", **given):
+                with built(kind, teacher_model_name_or_path="somewhere", **given):
                     pass
         assert [one.get(keyword) for one in asked] == [None, wanted]
         refused = pytest.raises(ValueError, match=f"{name} is for a teacher given by name")
-        with refused, built("distillation", **{name: value}):
+        with refused, built(kind, **{name: value}):
             pass
 
     return look

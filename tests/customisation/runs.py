@@ -45,6 +45,7 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "dpo": (fastrl.DPOTrainer, fastrl.DPOConfig, {}),
     "kto": (fastrl.KTOTrainer, fastrl.KTOConfig, {}),
     "reward": (fastrl.RewardTrainer, fastrl.RewardConfig, {}),
+    "gkd": (fastrl.GKDTrainer, fastrl.GKDConfig, {"lmbda": 0.0, "max_new_tokens": 6}),
     "orpo": (fastrl.ORPOTrainer, fastrl.ORPOConfig, {}),
     "cpo": (fastrl.CPOTrainer, fastrl.CPOConfig, {}),
     "bco": (fastrl.BCOTrainer, fastrl.BCOConfig, {}),
@@ -68,6 +69,7 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 DRAWING = ("grpo", "rloo", "online_dpo", "nash_md", "xpo", "distillation")
 _ROWS = {"sft": "completion", "dpo": "preference", "kto": "unpaired", "reward": "preference"}
 _ROWS |= {"orpo": "preference", "cpo": "preference", "bco": "unpaired", "prm": "stepwise"}
+_ROWS |= {"gkd": "messages"}
 _ARCHITECTURES = {"reward": "score", "prm": "tokens"}
 _CLOCK = ("runtime", "per_second", "step_time", "preparation_time", "eps")
 
@@ -150,7 +152,7 @@ def build(kind: str, output_dir: Path, settings: dict[str, Any]) -> Any:
         "eval_dataset": rows(kind, 2 if kind in DRAWING else 4, 1, own.get("_rows")),
         "processing_class": making.tokenizer(own.get("_template", making.CHATML)),
     }
-    if kind == "distillation":
+    if kind in ("distillation", "gkd"):
         parts["teacher_model"] = None if "teacher_model_name_or_path" in fields else teacher()
     elif kind in DRAWING:
         parts["reward_funcs"] = {"several": [vowels, letters], "dull": nothing}.get(
