@@ -56,6 +56,7 @@ PEERS = (
             "tokenizers<0.19",
             "huggingface_hub<0.24",
             "pyarrow<16",
+            "diffusers==0.26.3",
         ),
     ),
     Peer("trl-1.16.0", "FASTRL_BENCH_TRL116", ("trl==1.16.0", "torch==2.13.0", "peft")),

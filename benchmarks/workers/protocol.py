@@ -26,6 +26,7 @@ PACKAGES = (
     "trl",
     "peft",
     "datasets",
+    "diffusers",
     "tokenizers",
     "numpy",
     "pyarrow",

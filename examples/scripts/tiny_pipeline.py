@@ -43,15 +43,22 @@ def fill(module: torch.nn.Module, seed: int) -> None:
             weight.copy_(torch.from_numpy(draw))
 
 
-def parts(folder: Path, seed: int = 0) -> dict[str, Any]:
-    """UNet, autoencoder, text model, tokenizer and scheduler of the pipeline."""
+def parts(folder: Path, seed: int = 0, width: int = 8, size: int = 8) -> dict[str, Any]:
+    """UNet, autoencoder, text model, tokenizer and scheduler of the pipeline.
+
+    Args:
+        folder: the tokenizer's files are written there.
+        seed: of all weights.
+        width: channels of the UNet's first block.
+        size: of the latents; images are twice as large.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = _tokenizer(folder, length=12)
     unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
+        sample_size=size,
+        block_out_channels=(width, 2 * width),
         layers_per_block=1,
         norm_num_groups=4,
         cross_attention_dim=16,
@@ -99,12 +106,12 @@ def parts(folder: Path, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def save(folder: Path, seed: int = 0) -> str:
+def save(folder: Path, seed: int = 0, width: int = 8, size: int = 8) -> str:
     """Write the pipeline to a folder, which `DefaultDDPOStableDiffusionPipeline` loads."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(
-        **parts(folder / "words", seed),
+        **parts(folder / "words", seed, width, size),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
