@@ -138,6 +138,14 @@ SCRIPTS = {
                    train_dataset=ds, max_length=77, max_prompt_length=7, loss_type="aot_pair",
                    precompute_ref_log_probs=True, padding_value=0, label_pad_token_id=-100)
         """,
+    "positional_arguments_in_parentheses": """
+        from transformers import TrainingArguments
+        from trl import DPOTrainer, SFTTrainer
+        DPOTrainer(("m"), (None), (0.5), args=TrainingArguments("out"), tokenizer=(tok))
+        SFTTrainer((lambda name: name)("m"), (TrainingArguments("out")), None, (  # the rows
+            ds
+        ), ((None)), (tok), max_seq_length=(9))
+        """,
     "dpo_long_old_order": """
         from trl import DPOTrainer
         DPOTrainer("m", None, 0.3, 0.1, "hinge", None, None, -100, 0, "keep_end", ds, tokenizer=tok)

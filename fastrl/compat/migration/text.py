@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Sequence
 
 from fastrl.compat.migration.names import arguments
@@ -30,15 +32,49 @@ class Text:
         self._lines = [0]
         for line in self.raw.splitlines(keepends=True):
             self._lines.append(self._lines[-1] + len(line))
+        self._around = self._with_parentheses(source)
+
+    def _tokens(self, source: str) -> list[tuple[str, int, int]]:
+        """(text, first byte, byte after its last) of each token that is no space or comment."""
+        found = []
+        for token in tokenize.generate_tokens(io.StringIO(source, newline="").readline):
+            if token.type != tokenize.COMMENT and token.string.strip():
+                row, column = token.start
+                start = self._lines[row - 1] + len(token.line[:column].encode())
+                found.append((token.string, start, start + len(token.string.encode())))
+        return found
+
+    def _with_parentheses(self, source: str) -> dict[ast.AST, tuple[int, int]]:
+        """The stretch of each positional argument, with the parentheses that are its own."""
+        tokens = self._tokens(source)
+        at = {start: place for place, (_, start, _) in enumerate(tokens)}
+        until = {end: place for place, (_, _, end) in enumerate(tokens)}
+        found: dict[ast.AST, tuple[int, int]] = {}
+        for call in (node for node in ast.walk(self.tree) if isinstance(node, ast.Call)):
+            place = until.get(self._span(call.func)[1])
+            if place is None:  # within a string
+                continue
+            opened = next(n for n in range(place + 1, len(tokens)) if tokens[n][0] == "(")
+            for argument in call.args:
+                start, end = self._span(argument)
+                before, after = at[start] - 1, until[end] + 1
+                while before > opened and (tokens[before][0], tokens[after][0]) == ("(", ")"):
+                    before, after = before - 1, after + 1
+                found[argument] = (tokens[before + 1][1], tokens[after - 1][2])
+        return found
+
+    def _span(self, node: Node) -> tuple[int, int]:
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        start = self._lines[node.lineno - 1] + node.col_offset
+        return start, self._lines[node.end_lineno - 1] + node.end_col_offset
 
     def start(self, node: Node) -> int:
-        """Offset of a node's first byte."""
-        return self._lines[node.lineno - 1] + node.col_offset
+        """Offset of a node's first byte, or of the parenthesis before a positional argument."""
+        return self._around.get(node, self._span(node))[0]
 
     def end(self, node: Node) -> int:
-        """Offset after a node's last byte."""
-        assert node.end_lineno is not None and node.end_col_offset is not None
-        return self._lines[node.end_lineno - 1] + node.end_col_offset
+        """Offset after a node's last byte, or after a positional argument's parenthesis."""
+        return self._around.get(node, self._span(node))[1]
 
     def start_of_line(self, node: ast.stmt) -> int:
         """Offset of the first line of a statement, its decorators included."""
