@@ -149,9 +149,7 @@ class OnlineDPOTrainer(OnlineTrainer):
         judge: Any = None,
     ) -> None:
         self._refuse_what_needs_logits(
-            data_collator=data_collator,
-            compute_metrics=compute_metrics,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            data_collator, compute_metrics, preprocess_logits_for_metrics
         )
         args = self._config.of(args, setup.run_name(model, self._name.replace(" ", "")))
         if reward_funcs is None:
@@ -277,9 +275,9 @@ class OnlineDPOTrainer(OnlineTrainer):
             known = ~each.isnan() if counted is None else counted
             self._slice_metrics.ratio(name, each.masked_fill(~known, 0.0), known, of)
 
-    def _refuse_what_needs_logits(self, **given: Any) -> None:
-        for name, mend in _NEEDS_LOGITS.items():
-            if given[name] is not None:
+    def _refuse_what_needs_logits(self, *given: Any) -> None:
+        for value, (name, mend) in zip(given, _NEEDS_LOGITS.items(), strict=True):
+            if value is not None:
                 raise ValueError(f"{name} has no part in {self._name}: {mend}")
 
 
