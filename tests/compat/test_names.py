@@ -18,10 +18,7 @@ from fastrl.compat.modules import MODULES
 
 RECORD = json.loads((Path(__file__).parent / "trl_names.json").read_text(encoding="utf-8"))
 # What the algorithms to come bring along. Asking for one is an error that says so.
-LATER = {
-    *(f"{name}Config" for name in ("XPO")),
-    *(f"{name}Trainer" for name in ("XPO")),
-}
+LATER: set[str] = set()
 # Names that TRL listed and could not import itself: they are peft's.
 PEFTS = {"MultitaskPromptEmbedding", "MultitaskPromptTuningConfig", "MultitaskPromptTuningInit"}
 SCRATCH = {"trainer.test"}  # a draft of a function, which one release shipped
