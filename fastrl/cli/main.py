@@ -20,6 +20,7 @@ TOOLS = {
 TRAINING = (
     "sft", "dpo", "orpo", "cpo", "kto", "bco", "reward", "prm",
     "grpo", "rloo", "nash_md", "xpo", "distillation", "gkd", "ppo",
+    "ddpo", "alignprop",
 )  # fmt: skip
 
 

@@ -63,8 +63,10 @@ class RewardedArguments(ScriptArguments):
                 )
 
 
-def imported(path: str) -> Callable[..., Any]:
+def imported(path: str, argument: str = "reward_funcs") -> Callable[..., Any]:
     """The function at `package.module.function`; modules of the working directory count too.
+
+    `argument` is what errors call it.
 
     Raises:
         ValueError: there is no such module, or nothing in it that could be called by that name.
@@ -80,14 +82,14 @@ def imported(path: str) -> Callable[..., Any]:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ValueError(
-            f"reward_funcs: {path} cannot be imported, there is no module {error.name!r} here or "
+            f"{argument}: {path} cannot be imported, there is no module {error.name!r} here or "
             f"among the installed ones"
         ) from None
     found = getattr(module, name, None)
     if not callable(found):
         known = [each for each in vars(module) if callable(getattr(module, each))]
         raise ValueError(
-            f"reward_funcs: {module_name} has no function {name!r}{closest(name, known)}"
+            f"{argument}: {module_name} has no function {name!r}{closest(name, known)}"
         )
     return found
 
