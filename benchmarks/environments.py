@@ -1,6 +1,7 @@
 """The peers' environments: made once under .venvs/, used unmodified.
 
-`FASTRL_BENCH_TRL07` and `FASTRL_BENCH_TRL116` name an interpreter to use instead.
+`FASTRL_BENCH_TRL07`, `FASTRL_BENCH_TRL028` and `FASTRL_BENCH_TRL116` name an interpreter to use
+instead.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ PEERS = (
             "diffusers==0.26.3",
         ),
     ),
+    Peer("trl-0.28.0", "FASTRL_BENCH_TRL028", ("trl==0.28.0", "torch==2.13.0", "peft")),
     Peer("trl-1.16.0", "FASTRL_BENCH_TRL116", ("trl==1.16.0", "torch==2.13.0", "peft")),
 )
 

@@ -31,9 +31,10 @@ def offline_race(
     case: str,
     seed: int,
     peer_python: dict[str, Path],
+    peer: str = PEER,
 ) -> None:
     """Time and memory of a case of workers/offline_step.py; every step has rows of its own."""
     request = {"case": case, "seed": seed, "vocab": 16384, "steps": ROUNDS + 2}
     worker = ("offline_step.py", request)
-    _, ours = trainer_race(benchmark, peer_python, PEER, row, worker, ROUNDS, same_work)
+    _, ours = trainer_race(benchmark, peer_python, peer, row, worker, ROUNDS, same_work)
     benchmark.extra_info["tokens"] = ours[-1]["numbers"]["num_tokens"]

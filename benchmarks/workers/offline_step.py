@@ -35,6 +35,7 @@ from ppo_step import optimizer_bytes
 
 BATCH, ACCUMULATION = 4, 2
 LONG, PROMPT, ANSWER = (32, 1000), (100, 140), (16, 256)  # least and most tokens, both included
+STEPS, STEP = 6, (4, 40)  # of a solution, and tokens of one
 HELD = 600  # seconds a step may take
 
 # case -> trainer, what its configuration sets, whether an adapter is trained
@@ -46,6 +47,17 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "orpo": ("ORPO", {}, False),
     "cpo": ("CPO", {}, False),
     "kto": ("KTO", {}, False),
+    "bco": ("BCO", {}, False),
+    # One batch a step: with several TRL adds their means up.
+    "prm": (
+        "PRM",
+        {
+            "step_separator": " w2",
+            "per_device_train_batch_size": BATCH * ACCUMULATION,
+            "gradient_accumulation_steps": 1,
+        },
+        False,
+    ),
     "reward": ("Reward", {}, False),
     "gkd": ("GKD", {"lmbda": 0.0, "max_length": 1024}, False),
 }
@@ -55,12 +67,14 @@ UNCOMPARED = ("epoch", "learning_rate", "runtime", "per_second")
 
 # Trainer -> where TRL keeps it, if not on top.
 APART = {
+    "BCO": "trl.experimental.bco",
+    "PRM": "trl.experimental.prm",
     "CPO": "trl.experimental.cpo",
     "GKD": "trl.experimental.gkd",
     "ORPO": "trl.experimental.orpo",
 }
 # Trainer -> its metrics that are not compared: there TRL's mean logits take in prompts and padding.
-OTHERWISE = {"CPO": ("logits/",), "ORPO": ("logits/",)}
+OTHERWISE = {"BCO": ("logits/",), "CPO": ("logits/",), "ORPO": ("logits/",)}
 
 
 def tokenizer(vocab: int) -> transformers.PreTrainedTokenizerFast:
@@ -103,10 +117,13 @@ def model(trainer: str, vocab: int, folder: str, width: int = 256) -> transforme
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
-        num_labels=1,
+        num_labels=2 if trainer == "PRM" else 1,
     )
-    score = transformers.AutoModelForSequenceClassification
-    auto = score if trainer == "Reward" else transformers.AutoModelForCausalLM
+    judges = {
+        "PRM": transformers.AutoModelForTokenClassification,
+        "Reward": transformers.AutoModelForSequenceClassification,
+    }
+    auto = judges.get(trainer, transformers.AutoModelForCausalLM)
     filled(auto.from_config(config, dtype=torch.float32)).save_pretrained(folder)
     return auto.from_pretrained(folder, dtype=torch.float32)
 
@@ -129,7 +146,10 @@ def dataset(trainer: str, packed: bool, count: int, seed: int, vocab: int) -> Da
         asked = ([int(word[1:]) for word in prompt.split()] for prompt in columns["prompt"])
         columns["input_ids"] = [[*prompt, *ids(ANSWER).tolist()] for prompt in asked]
         return Dataset.from_dict(columns)
-    if trainer == "KTO":
+    if trainer == "PRM":
+        columns["completions"] = [[text(STEP) for _ in range(STEPS)] for _ in range(count)]
+        columns["labels"] = rng.integers(2, size=(count, STEPS)).astype(bool).tolist()
+    elif trainer in ("KTO", "BCO"):
         columns["completion"] = [text(ANSWER) for _ in range(count)]
         columns["label"] = [bool(one) for one in rng.integers(2, size=count)]
     else:
@@ -142,20 +162,19 @@ def build(library: Any, request: dict[str, Any], folder: str) -> Any:
     """The case's trainer."""
     name, settings, adapter = CASES[request["case"]]
     vocab, steps = request["vocab"], request["steps"]
-    arguments = getattr(library, f"{name}Config")(
-        folder,
-        per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=ACCUMULATION,
-        max_steps=steps,
-        logging_steps=1,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        **settings,
-    )
+    common = {
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": ACCUMULATION,
+        "max_steps": steps,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    arguments = getattr(library, f"{name}Config")(folder, **{**common, **settings})
     more = {}
     if adapter:
         from peft import LoraConfig

@@ -98,6 +98,7 @@ class Script:
     about: str  # the script's docstring
     offline: Mapping[str, Any]  # defaults of offline runs, where they differ from the dataclasses'
     first: Mapping[str, Any] = field(default_factory=dict)  # defaults of the script of TRL 0.7.4
+    smoke: Mapping[str, Any] = field(default_factory=dict)  # where a smoke run differs from SMOKE
     options: type = ScriptArguments
     keywords: Callable[..., dict[str, Any]] = trainer_arguments  # makes the trainer's of options
 
@@ -123,8 +124,9 @@ class Script:
     def _defaults(self, words: Sequence[str]) -> Mapping[str, Any]:
         """What holds unless the words, or the file they name, say otherwise."""
         names = names_given(old_flags.flat(words))
+        smoke = {**SMOKE, **self.smoke}
         if names & {"dataset", "smoke"}:
-            return {**OFFLINE, **self.offline, **(SMOKE if "smoke" in names else {})}
+            return {**OFFLINE, **self.offline, **(smoke if "smoke" in names else {})}
         if not self.first or not old_flags.is_of_first_scripts(words):
             return {}
         shown = " ".join(f"--{name} {value}" for name, value in self.first.items())

@@ -114,7 +114,8 @@ def train_offline(
     return figures
 
 
-SCRIPT = Script(PRMTrainer, PRMConfig, train_offline, __doc__, OFFLINE)
+SMOKE = {"max_completion_length": 64}
+SCRIPT = Script(PRMTrainer, PRMConfig, train_offline, __doc__, OFFLINE, smoke=SMOKE)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:
