@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import types
 from concurrent.futures import Future
@@ -334,3 +336,30 @@ def test_brightness_rises(folder):
     first, last = sum(means[:5]) / 5, sum(means[-5:]) / 5
     spread = trainer.log_history[0]["reward_std"]
     assert last > first + spread, (first, last, spread)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_together(tmp_path):
+    """Their images differ, their weights do not; they resume, and one bad reward stops both."""
+    tiny_pipeline.save(tmp_path / "pipeline")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--standalone", str(HERE / "ddpo_two_ranks" / "worker.py"), str(tmp_path)]
+    path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
+    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    assert all(file.exists() for file in files), done.stderr[-3000:]
+    first, second = (torch.load(file, weights_only=False) for file in files)
+    for name in ("start", "weights", "again", "averaged"):
+        assert torch.equal(first[name], second[name]), name
+    assert not torch.equal(first["start"], first["weights"])
+    assert torch.equal(first["weights"], first["again"])
+    assert first["averaged"].eq(2).all()
+    rewards = [row.pop("reward", None) for row in first["log"]]
+    assert len(rewards[0]) == 4 and len(set(rewards[0].tolist())) == 4
+    for ours, theirs in zip(first["log"], second["log"], strict=True):
+        theirs.pop("reward", None)
+        assert ours == theirs
+    assert first["kept"] == second["kept"]
+    assert sum(one["count"] for one in first["kept"].values()) == 12
+    assert "failed on rank 1" in first["refused"] and "not finite" in second["refused"]
