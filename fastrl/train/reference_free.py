@@ -70,6 +70,19 @@ def stacked(inputs: Mapping[str, Any], scores_prompt: bool) -> Batch:
     return whole
 
 
+def chosen_model(model: Any, model_init: Callable[[], Any] | None) -> Any:
+    """The model that is given, or made by `model_init`.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if model_init is None:
+        return model
+    if model is not None:
+        raise ValueError("model and model_init are both given; leave one out")
+    return model_init()
+
+
 class ReferenceFreeTrainer(AnswerTrainer):
     """A `Trainer` on pairs of answers, each pair's prompt computed once.
 
@@ -114,11 +127,9 @@ class ReferenceFreeTrainer(AnswerTrainer):
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         quantization_config: Any = None,
     ) -> None:
-        if model is not None and model_init is not None:
-            raise ValueError("model and model_init are both given; leave one out")
         args = self._settled(model, args, train_dataset)
         model, tokenizer = self._policy(
-            model_init() if model_init is not None else model,
+            chosen_model(model, model_init),
             args,
             processing_class,
             quantization_config,
