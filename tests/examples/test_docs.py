@@ -37,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "algorithms"
 LONGEST = 70  # lines of a page
 STEPS = 2
-TOKENS = 16  # of an answer
+TOKENS = 16  # of an answer that is drawn
+LENGTHS = {"max_completion_length", "max_new_tokens", "response_length"}
 DENOISING = 3  # steps of an image
 CODE = re.compile(r"`([^`]+)`")
 NAME = re.compile(r"[\w.-]+/[\w.-]+|gpt2")  # of a model on a hub
@@ -320,8 +321,9 @@ def hub(local_hub_directory, monkeypatch):
 
     def briefly(args: Any) -> None:
         args.max_steps, args.logging_steps, args.total_episodes = STEPS, 1, None
-        for name in {"max_completion_length", "response_length"} & vars(args).keys():
-            setattr(args, name, min(getattr(args, name), TOKENS))
+        if hasattr(args, "temperature"):  # it draws answers
+            for name in LENGTHS & vars(args).keys():
+                setattr(args, name, min(getattr(args, name), TOKENS))
         finish(args)
 
     def few_images(config: Any) -> None:
