@@ -18,6 +18,8 @@ TARGETS: dict[str, tuple[float, float | None]] = {
     "SFTTrainer step, both packing": (1.5, 2.7),
     "SFTTrainer step, LoRA": (2, 4),
     "DPOTrainer step": (3, 4.7),
+    "ORPOTrainer step": (2, None),
+    "CPOTrainer step": (2, None),
     "KTOTrainer step": (2.5, 4.4),
     "RewardTrainer step": (1.7, 3),
     "GRPOTrainer step, completions given": (4, None),
