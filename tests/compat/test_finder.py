@@ -94,7 +94,7 @@ def test_find_spec_answers_without_importing():
     spec = importlib.util.find_spec("fastrl.trainer.grpo_config")
     assert spec.name == "fastrl.trainer.grpo_config" and spec.submodule_search_locations == []
     assert "fastrl.trainer.grpo_config" not in sys.modules
-    assert importlib.util.find_spec("fastrl.trainer.xpo_trainer") is None
+    assert importlib.util.find_spec("fastrl.experimental.async_grpo") is None
     assert importlib.util.find_spec("fastrl.nonsense") is None
 
 
