@@ -19,7 +19,7 @@ from fastrl.train.diffusion import DiffusionTrainer, Hook, Prompts, Rewards
 from fastrl.train.prompt_statistics import PerPromptStatTracker
 
 Samples = dict[str, torch.Tensor]
-_PATHS = ("timesteps", "latents", "next_latents", "log_probs")  # what has a dimension of steps
+_PATHS = ("latents", "timesteps", "next_latents", "log_probs")  # what has a dimension of steps
 
 
 def ddpo_loss(advantages: torch.Tensor, clip_range: float, ratio: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,8 @@ class DDPOTrainer(DiffusionTrainer):
                 config.per_prompt_stat_tracking_min_count,
             )
         functions = (reward_function, prompt_function, image_samples_hook)
-        self._start(config, functions, sd_pipeline, passes=self.num_train_timesteps)
+        passes = self.num_train_timesteps // config.train_timesteps_per_pass
+        self._start(config, functions, sd_pipeline, passes)
         self._scoring: dict[int, Future[Any]] = {}
         if config.async_reward_computation:
             self.executor = ThreadPoolExecutor(max_workers=config.max_workers)
@@ -242,18 +243,18 @@ class DDPOTrainer(DiffusionTrainer):
     def _train_batched_samples(
         self, inner_epoch: int, epoch: int, global_step: int, batched_samples: list[Samples]
     ) -> int:
-        """Train on each batch, step by step; returns the optimizer steps after."""
-        info = defaultdict(list)
+        """Train on each batch, some steps at a time; returns the optimizer steps after."""
+        info, together = defaultdict(list), self.config.train_timesteps_per_pass
         for sample in batched_samples:
-            embeds = sample["prompt_embeds"]
+            advantages = sample["advantages"].repeat_interleave(together)
+            embeds = sample["prompt_embeds"].repeat_interleave(together, dim=0)
             if self._guides:
-                embeds = torch.cat([sample["negative_prompt_embeds"], embeds])
-            for j in range(self.num_train_timesteps):
+                negative = sample["negative_prompt_embeds"].repeat_interleave(together, dim=0)
+                embeds = torch.cat([negative, embeds])
+            for j in range(0, self.num_train_timesteps, together):
                 with self.accelerator.accumulate(self.sd_pipeline.unet):
-                    path = [sample[name][:, j] for name in ("latents", *_PATHS[:1], *_PATHS[2:])]
-                    loss, approx_kl, clipfrac = self.calculate_loss(
-                        *path, sample["advantages"], embeds
-                    )
+                    path = [sample[name][:, j : j + together].flatten(0, 1) for name in _PATHS]
+                    loss, approx_kl, clipfrac = self.calculate_loss(*path, advantages, embeds)
                     info["approx_kl"].append(approx_kl.detach())
                     info["clipfrac"].append(clipfrac.detach())
                     info["loss"].append(loss.detach())

@@ -25,6 +25,8 @@ class DDPOConfig(DiffusionConfig):
         per_prompt_stat_tracking_min_count: with fewer, they are compared with the batch.
         async_reward_computation: reward functions run in threads while sampling goes on.
         max_workers: threads for them.
+        train_timesteps_per_pass: ours; denoising steps of an image that go through the UNet at
+            once. More are faster and take more memory, and the same optimizer steps come out.
 
     Raises:
         ValueError: as `DiffusionConfig`; `train_timestep_fraction` leaves no step, or
@@ -43,6 +45,7 @@ class DDPOConfig(DiffusionConfig):
     per_prompt_stat_tracking_min_count: int = 16
     async_reward_computation: bool = False
     max_workers: int = 2
+    train_timesteps_per_pass: int = 1
 
     _ranges: ClassVar = {
         **DiffusionConfig._ranges,
@@ -64,4 +67,9 @@ class DDPOConfig(DiffusionConfig):
             self.refuse(
                 "train_timestep_fraction",
                 f"of sample_num_steps={self.sample_num_steps} it leaves no step to train on",
+            )
+        if self.trained_steps % self.train_timesteps_per_pass:
+            self.refuse(
+                "train_timesteps_per_pass",
+                f"it must divide the {self.trained_steps} steps of an image that are trained on",
             )

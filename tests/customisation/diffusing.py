@@ -75,7 +75,8 @@ def _facts(trainer: Any) -> dict[str, Any]:
     return {
         "folder": Path(project.project_dir).name,
         "limit": project.total_limit,
-        "even": trainer.accelerator.even_batches,
+        "scheduler": trainer.accelerator.step_scheduler_with_optimizer,
+        "passes": trainer.accelerator.gradient_accumulation_steps,
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "threads": getattr(getattr(trainer, "executor", None), "_max_workers", 0),
         "kept": {prompt: len(rewards) for prompt, rewards in seen.items()},

@@ -503,7 +503,9 @@ FIELDS["DiffusionConfig"] = {
     "seed": Draws(5),
     "log_with": Seen(diffusing.tracker),
     "tracker_kwargs": Draws({"wandb": {"entity": "me"}}, by="tracked"),
-    "accelerator_kwargs": Draws({"cpu": True, "even_batches": False}, by="facts"),
+    "accelerator_kwargs": Draws(
+        {"cpu": True, "step_scheduler_with_optimizer": False}, by="facts"
+    ),
     "project_kwargs": Draws({"total_limit": 3}, by="facts"),
     "tracker_project_name": Draws("mine", by="tracked"),
     "logdir": Draws("elsewhere", by="facts"),
@@ -540,6 +542,7 @@ FIELDS["DDPOConfig"] = {
     "per_prompt_stat_tracking_min_count": Draws(1, diffusing.TRACKED["DDPO"]),
     "async_reward_computation": Draws(True, by="facts"),
     "max_workers": Draws(3, {"async_reward_computation": True}, by="facts"),
+    "train_timesteps_per_pass": Draws(2, by="facts"),
 }
 FIELDS["AlignPropConfig"] = {
     "train_learning_rate": Draws(1e-4, kind="AlignProp"),
@@ -549,7 +552,10 @@ FIELDS["AlignPropConfig"] = {
         False, {"truncated_backprop_timestep": 1}, by="weights", kind="AlignProp"
     ),
     "truncated_backprop_timestep": Draws(
-        0, {"truncated_backprop_rand": False}, by="weights", kind="AlignProp"
+        0,
+        {"truncated_backprop_rand": False, "truncated_backprop_timestep": 1},
+        by="weights",
+        kind="AlignProp",
     ),
     "truncated_rand_backprop_minmax": Draws((0, 0), by="weights", kind="AlignProp"),
 }
