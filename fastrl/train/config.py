@@ -118,6 +118,18 @@ class BaseConfig(TrainingArguments):
                 "parallelism are not there yet); set cp_size=1 and sp_size=1"
             )
 
+    def _process_fsdp_args(self) -> dict[str, Any] | None:
+        """As transformers'; `min_num_params` alone asks to wrap by size, as before release 5."""
+        plugin = super()._process_fsdp_args()
+        given = self.fsdp_config or {}
+        by_layer = given.get("transformer_layer_cls_to_wrap") or given.get("auto_wrap_policy")
+        if plugin and given.get("min_num_params") and not by_layer:
+            plugin |= {
+                "auto_wrap_policy": "SIZE_BASED_WRAP",
+                "min_num_params": given["min_num_params"],
+            }
+        return plugin
+
     def _keep_liger_from_the_head(self) -> None:
         """Liger's layers may be used; its loss would take the place of the model's forward."""
         given = dict(self.liger_kernel_config or {})

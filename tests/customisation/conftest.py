@@ -38,7 +38,7 @@ def quick() -> Any:
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: Any) -> Path:
-    """`gpt2` and `bigscience/bloom-560m`, both tiny."""
+    """`gpt2`, `bigscience/bloom-560m` and the classifier `lvwerra/distilbert-imdb`, all tiny."""
     root = tmp_path_factory.mktemp("hub")
     ends = {"bos_token_id": 256, "eos_token_id": 256}
     gpt2 = transformers.GPT2Config(
@@ -50,6 +50,10 @@ def hub(tmp_path_factory: Any) -> Path:
         (root / name).mkdir(parents=True)
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
         _tokenizer(root / name)
+    sizes = {"vocab_size": 257, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    judge = transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(**sizes))
+    judge.save_pretrained(root / "lvwerra" / "distilbert-imdb")
+    _tokenizer(root / "lvwerra" / "distilbert-imdb")
     return root
 
 

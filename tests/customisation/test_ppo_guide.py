@@ -13,7 +13,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from transformers import AutoTokenizer, BitsAndBytesConfig, GPT2Tokenizer
+from transformers import AutoTokenizer, BitsAndBytesConfig, GPT2Tokenizer, pipeline
 
 from examples.lion import Lion
 from fastrl import (
@@ -247,36 +247,52 @@ def test_score_scaling(row):
 
 
 class DeepSpeedPlugin:
-    """The two methods that the guide's lines call."""
+    """The two methods that the guide's lines call, and the setting in force."""
 
     def __init__(self) -> None:
-        self.inside: list[bool] = []
+        self.zero3_init = True
 
     def is_zero3_init_enabled(self) -> bool:
-        return True
+        return self.zero3_init
 
     @contextmanager
     def zero3_init_context_manager(self, enable: bool) -> Any:
-        self.inside.append(enable)
+        before, self.zero3_init = self.zero3_init, enable
         yield
+        self.zero3_init = before
 
 
 @pytest.mark.parametrize("plugin", [None, DeepSpeedPlugin()], ids=["without", "zero3"])
 def test_zero3_init_context_manager(monkeypatch, plugin):
+    """The classifier is loaded whole, although models are made in shares."""
     ppo_trainer = trainer_of(PPOConfig(batch_size=1))
     if plugin is not None:
         monkeypatch.setattr(
             type(ppo_trainer.accelerator.state), "deepspeed_plugin", property(lambda _: plugin)
         )
-    made = []
+    kind, shares = transformers.AutoModelForSequenceClassification, []
+    load = kind.from_pretrained
+
+    def watched(*args: Any, **keywords: Any) -> Any:
+        shares.append(plugin is not None and plugin.zero3_init)
+        return load(*args, **keywords)
+
+    monkeypatch.setattr(kind, "from_pretrained", watched)
+    device = ppo_trainer.accelerator.device
     ds_plugin = ppo_trainer.accelerator.state.deepspeed_plugin
     if ds_plugin is not None and ds_plugin.is_zero3_init_enabled():
         with ds_plugin.zero3_init_context_manager(enable=False):
-            made.append("within")
+            sentiment_pipe = pipeline(
+                "sentiment-analysis", model="lvwerra/distilbert-imdb", device=device
+            )
     else:
-        made.append("plainly")
-    assert made == (["plainly"] if plugin is None else ["within"])
-    assert plugin is None or plugin.inside == [False]
+        sentiment_pipe = pipeline(
+            "sentiment-analysis", model="lvwerra/distilbert-imdb", device=device
+        )
+    assert shares == [False] and (plugin is None or plugin.zero3_init)
+    (found,) = sentiment_pipe(["good"], top_k=None)
+    assert {each["label"] for each in found} == {"LABEL_0", "LABEL_1"}
+    assert sum(each["score"] for each in found) == pytest.approx(1)
 
 
 # --- placing --------------------------------------------------------------------------------------

@@ -371,6 +371,33 @@ def test_get_process_log_level_is_what_the_trainer_sets(tmp_path, verbosity):
         assert transformers.logging.get_verbosity() == wanted
 
 
+# --- quantisation ---------------------------------------------------------------------------------
+
+
+def test_quantization_config_goes_to_the_loading_of_the_model(tmp_path, monkeypatch):
+    quantised = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    asked: list[Any] = []
+
+    def load(name: str, *_: Any, **keywords: Any) -> Any:
+        asked.append((name, keywords.get("quantization_config")))
+        return making.model("qwen2")
+
+    monkeypatch.setattr("fastrl.train.setup.create_model_from_path", load)
+    build(tmp_path, more={"model": "somewhere", "quantization_config": quantised})
+    assert asked == [("somewhere", quantised)]
+    with pytest.raises(ValueError, match="quantization_config is for a model given by name"):
+        build(tmp_path, more={"quantization_config": quantised})
+
+
+def test_an_optimizer_of_bitsandbytes_without_it_fails_before_training(tmp_path):
+    trainer = build(tmp_path, optim="adamw_8bit")
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(ImportError, match=r"pip install.* bitsandbytes"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+
+
 # --- NEFTune --------------------------------------------------------------------------------------
 
 
@@ -572,6 +599,20 @@ def test_fsdp_flags_parse(tmp_path, config, form):
     assert plugin["backward_prefetch"] == "BACKWARD_PRE"
     assert plugin["forward_prefetch"] is plugin["limit_all_gathers"] is True
     assert plugin["transformer_cls_names_to_wrap"] == "Qwen2DecoderLayer"
+
+
+@pytest.mark.parametrize("prefix", ["", "fsdp_"])
+def test_fsdp_wraps_by_size_and_checkpoints_itself(tmp_path, prefix):
+    """By a file, its keys written either way; until release 5 transformers chose the policy so."""
+    asked = {"min_num_params": 2000, "activation_checkpointing": True, "version": 1}
+    (tmp_path / "fsdp.json").write_text(json.dumps({prefix + k: v for k, v in asked.items()}))
+    args = SFTConfig(
+        "out", use_cpu=True, gradient_checkpointing=False, fsdp="full_shard auto_wrap",
+        fsdp_config=str(tmp_path / "fsdp.json"),
+    )  # fmt: skip
+    plugin = args.fsdp_plugin_args
+    assert plugin["auto_wrap_policy"] == "SIZE_BASED_WRAP"
+    assert (plugin["min_num_params"], plugin["activation_checkpointing"]) == (2000, True)
 
 
 def test_xla_fsdp_arguments_parse():

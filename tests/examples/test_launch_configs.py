@@ -154,6 +154,16 @@ def test_accelerate_launch_with_each_configuration(launched, path):
             assert environment[of_file[key]].lower() == str(value).lower()
 
 
+def test_fsdp_files_leave_checkpointing_to_the_trainer_and_wrap_by_layer(launched):
+    """One of the two checkpoints activations: the arguments of trainers do, by default."""
+    paths = sorted(ACCELERATE.glob("fsdp[12]*.yaml"))
+    assert len(paths) == 4
+    for path in paths:
+        environment = launched(f"--config_file={path}", "--num_processes", "2", "s.py")[2]
+        assert environment["FSDP_ACTIVATION_CHECKPOINTING"] == "false"
+        assert environment["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
+
+
 @pytest.mark.parametrize("name", GUIDE)
 def test_yaml_files_of_the_trainer_guide(name):
     assert yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text()) == SHARED | GUIDE[name]
