@@ -503,9 +503,7 @@ FIELDS["DiffusionConfig"] = {
     "seed": Draws(5),
     "log_with": Seen(diffusing.tracker),
     "tracker_kwargs": Draws({"wandb": {"entity": "me"}}, by="tracked"),
-    "accelerator_kwargs": Draws(
-        {"cpu": True, "step_scheduler_with_optimizer": False}, by="facts"
-    ),
+    "accelerator_kwargs": Draws({"cpu": True, "step_scheduler_with_optimizer": False}, by="facts"),
     "project_kwargs": Draws({"total_limit": 3}, by="facts"),
     "tracker_project_name": Draws("mine", by="tracked"),
     "logdir": Draws("elsewhere", by="facts"),
