@@ -184,6 +184,7 @@ RANKS = [
     _ranks("rloo", "RLOO", num_iterations=2),
     _ranks("rloo_across", "RLOO", normalize_advantages=True, **ACROSS),
     _ranks("rloo_lora", "RLOO", lora="new"),
+    _ranks("distillation", "Distillation", beta=0.7),
 ]  # fmt: skip
 
 ALL = [*GRID, *GRPO, *RLOO]

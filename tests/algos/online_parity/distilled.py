@@ -37,5 +37,6 @@ ALL = [
     _case("by_path", by_path=True),
     _case("evaluated", evaluate="one", gradient_accumulation_steps=2, **EVALUATES),
     _case("evaluated_several", evaluate="several", beta=0.5, **EVALUATES),
+    _case("moe", model="qwen2_moe", teacher="like"),
     _case("logged_rarely", logging_steps=5, gradient_accumulation_steps=2),
 ]
