@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -336,10 +337,11 @@ def test_loggers_by_report_to(tmp_path, monkeypatch):
 
 @pytest.fixture
 def verbosity() -> Any:
-    """transformers' own, put back at the end."""
-    before = transformers.logging.get_verbosity()
+    """transformers' own and that of datasets, put back at the end."""
+    kept = [(each, each.get_verbosity()) for each in (transformers.logging, datasets.logging)]
     yield
-    transformers.logging.set_verbosity(before)
+    for each, before in kept:
+        each.set_verbosity(before)
 
 
 # Command line -> levels of (main process, another of its node, main of another node).
@@ -369,6 +371,30 @@ def test_get_process_log_level_is_what_the_trainer_sets(tmp_path, verbosity):
         wanted = getattr(python_logging, level.upper())
         assert trainer.args.get_process_log_level() == wanted
         assert transformers.logging.get_verbosity() == wanted
+
+
+@pytest.mark.parametrize(("index", "level"), [(0, 30), (1, 40)])
+def test_the_guides_lines_for_a_scripts_own_loggers(
+    tmp_path, monkeypatch, verbosity, caplog, index, level
+):
+    """A replica says errors only, in the script, in datasets and in transformers; trainers too."""
+    logger = python_logging.getLogger("my_app")
+    monkeypatch.setattr(SFTConfig, "process_index", property(lambda _: index))
+    monkeypatch.setattr(SFTConfig, "local_process_index", property(lambda _: index))
+    levels = {"log_level": "warning", "log_level_replica": "error"}
+    training_args = SFTConfig(str(tmp_path), **SETTINGS, **levels)
+
+    log_level = training_args.get_process_log_level()
+    logger.setLevel(log_level)
+    datasets.utils.logging.set_verbosity(log_level)
+    transformers.utils.logging.set_verbosity(log_level)
+
+    parts = {"train_dataset": rows("sft", 4), "processing_class": making.tokenizer()}
+    SFTTrainer(making.model("qwen2"), args=training_args, **parts)
+    assert datasets.utils.logging.get_verbosity() == level
+    assert transformers.utils.logging.get_verbosity() == level
+    logger.warning("from the script")
+    assert ("from the script" in caplog.text) == (level == 30)
 
 
 # --- quantisation ---------------------------------------------------------------------------------

@@ -335,9 +335,10 @@ def test_accelerate_launch_runs_a_script(tmp_path):
 
 @pytest.mark.slow
 def test_the_ppo_script_on_two_processes(tmp_path):
-    """gloo may abort at exit, so what the first rank wrote is judged and not the exit status."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["examples/scripts/ppo.py", "--smoke", "--output_dir", str(tmp_path)]
+    """By the guide's launcher, which appends --local-rank. gloo may abort at exit, so what the
+    first rank wrote is judged and not the exit status."""
+    command = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2"]
+    command += ["--standalone", "examples/scripts/ppo.py", "--smoke", "--output_dir", str(tmp_path)]
     summary, rows = written(tmp_path, run(command, ACCELERATE_USE_CPU="true"))
     assert (summary["processes"], summary["mixed_precision"]) == (2, "no")
     assert abs(rows[0]["objective/kl"]) < 1e-3  # both ranks start from the same model
