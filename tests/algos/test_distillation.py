@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import shutil
 
 import pytest
 import torch
@@ -207,17 +206,16 @@ def test_a_student_comes_nearer_to_its_teacher(tmp_path):
 # --- around it -----------------------------------------------------------------------------------
 
 
-def test_resumed_ends_in_the_weights_of_the_uninterrupted_run(tmp_path):
-    given = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "num_train_epochs": 3}
+def test_a_resumed_run_logs_what_the_whole_one_does(tmp_path):
+    given = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     whole = trainer_of(tmp_path / "whole", **given)
     whole.train()
+    kept = tmp_path / "whole" / "checkpoint-2"
+    assert not any("teacher" in file.name for file in kept.iterdir())
     part = trainer_of(tmp_path / "part", **given)
-    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "part" / "checkpoint-2")
-    part.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
-    other = dict(part.model.named_parameters())
-    for name, weight in whole.model.named_parameters():
-        assert torch.equal(weight, other[name]), name
-    assert not any("teacher" in f.name for f in (tmp_path / "whole" / "checkpoint-2").iterdir())
+    part.train(resume_from_checkpoint=str(kept))
+    for key in ("loss", "grad_norm", "num_tokens", "entropy"):
+        assert len(column(whole, key)) == 4 and column(part, key) == column(whole, key), key
 
 
 def test_completions_are_kept_without_scores(tmp_path, capsys):
