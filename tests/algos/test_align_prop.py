@@ -111,7 +111,7 @@ def test_brightness_rises(folder):
     def brightness(images, prompts, metadata):
         return images.mean(dim=(1, 2, 3)), {}
 
-    trainer = build(folder, brightness, num_epochs=20, train_batch_size=4)
+    trainer = build(folder, brightness, num_epochs=15, train_batch_size=4, train_learning_rate=3e-3)
     trainer.train()
     means = [row["reward_mean"] for row in trainer.log_history]
-    assert sum(means[-5:]) / 5 > sum(means[:5]) / 5 + 0.02, means
+    assert sum(means[-3:]) / 3 > means[0] + 2 * trainer.log_history[0]["reward_std"], means

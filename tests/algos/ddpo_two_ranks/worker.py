@@ -33,16 +33,16 @@ def prompt() -> tuple[str, dict[str, Any]]:
 
 def build(folder: Path, **more: Any) -> DDPOTrainer:
     """Two images a rank and epoch, one optimizer step; LoRA drawn anew on each rank."""
-    config = DDPOConfig(
-        **{**COMMON, **more},
-        sample_batch_size=2,
-        sample_num_batches_per_epoch=1,
-        train_batch_size=2,
-        train_learning_rate=1e-3,
-        per_prompt_stat_tracking=True,
-        per_prompt_stat_tracking_min_count=2,
-        logdir=str(folder / "run"),
-    )
+    settings = {
+        "sample_batch_size": 2,
+        "sample_num_batches_per_epoch": 1,
+        "train_batch_size": 2,
+        "train_learning_rate": 1e-3,
+        "per_prompt_stat_tracking": True,
+        "per_prompt_stat_tracking_min_count": 2,
+        "logdir": str(folder / "run"),
+    }
+    config = DDPOConfig(**{**COMMON, **settings, **more})
     return DDPOTrainer(config, reward, prompt, Quiet(str(folder / "pipeline")))
 
 
