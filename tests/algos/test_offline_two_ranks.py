@@ -27,7 +27,7 @@ def two_ranks(task: str, kind: str, folder: Path) -> list[dict]:
     return [torch.load(file, weights_only=False) for file in files]
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "cpo", "reward"])
 def test_two_ranks_of_four_are_one_of_eight(tmp_path, kind):
     (tmp_path / "two").mkdir()
     first, second = two_ranks("train", kind, tmp_path / "two")

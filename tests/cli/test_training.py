@@ -143,6 +143,8 @@ def flags(tiny, out, rows, *more):
     [
         ("sft", "text", "lm", "SFTTrainer"),
         ("dpo", "pairs", "lm", "DPOTrainer"),
+        ("orpo", "pairs", "lm", "ORPOTrainer"),
+        ("cpo", "pairs", "lm", "CPOTrainer"),
         ("kto", "answers", "lm", "KTOTrainer"),
         ("bco", "answers", "lm", "BCOTrainer"),
         ("prm", "steps", "tokens", "PRMTrainer"),

@@ -339,6 +339,7 @@ REFUSED = {
     "dpo": {"label_smoothing_factor": 0.1, "label_names": ["mine"]},
     "kto": {"label_smoothing_factor": 0.1, "label_names": ["mine"]},
     "reward": {"label_smoothing_factor": 0.1, "label_names": ["mine"]},
+    "orpo": {"label_smoothing_factor": 0.1, "label_names": ["mine"]},
     "bco": {"label_smoothing_factor": 0.1, "label_names": ["mine"]},
     "prm": {"label_names": ["mine"]},
     "sft": {"label_names": ["mine"]},

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
 
 from fastrl import (
+    CPOConfig,
+    CPOTrainer,
     DPOConfig,
     DPOTrainer,
     RewardConfig,
@@ -40,6 +42,7 @@ BASE: dict[str, Any] = {
 }
 KINDS = {
     "sft": (SFTTrainer, SFTConfig, "completion", "lm"),
+    "cpo": (CPOTrainer, CPOConfig, "preference", "lm"),
     "dpo": (DPOTrainer, DPOConfig, "preference", "lm"),
     "reward": (RewardTrainer, RewardConfig, "preference", "score"),
 }
@@ -299,7 +302,7 @@ class Count(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "cpo", "reward"])
 def test_nothing_is_read_back_in_a_micro_step(tmp_path, kind, monkeypatch):
     # On a CPU, and there alone, the targets are checked before they are used.
     monkeypatch.setattr(linear_op, "require_targets", lambda *_: None)
