@@ -98,9 +98,9 @@ class Script:
     about: str  # the script's docstring
     offline: Mapping[str, Any]  # defaults of offline runs, where they differ from the dataclasses'
     first: Mapping[str, Any] = field(default_factory=dict)  # defaults of the script of TRL 0.7.4
-    smoke: Mapping[str, Any] = field(default_factory=dict)  # where a smoke run differs from SMOKE
     options: type = ScriptArguments
     keywords: Callable[..., dict[str, Any]] = trainer_arguments  # makes the trainer's of options
+    smoke: Mapping[str, Any] = field(default_factory=dict)  # where a smoke run differs from SMOKE
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """(Offline, self.options, self.config, ModelConfig, DatasetMixtureConfig) of the words.
