@@ -33,7 +33,7 @@ class Cut:
     eos: int | None
 
     @staticmethod
-    def of(args: Any, tokenizer: Any) -> Cut:
+    def said_by(args: Any, tokenizer: Any) -> Cut:
         """As a `BCOConfig` says."""
         ends = tokenizer.bos_token_id, tokenizer.eos_token_id
         return Cut(args.max_length, args.max_prompt_length, args.truncation_mode, *ends)
@@ -135,7 +135,7 @@ def prepare_bco(
         conversational=found.conversational,
         eos=None,
         max_length=None,
-        cut=Cut.of(args, tokenizer_of(processing_class)),
+        cut=Cut.said_by(args, tokenizer_of(processing_class)),
         embedding_tokenizer=embedding_tokenizer,
     )
     with main_process_first():
