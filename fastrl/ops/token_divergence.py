@@ -277,15 +277,8 @@ def token_divergence(
         ValueError: shapes, vocabularies or devices do not fit, or a number is out of range.
     """
     head = checked_head(hidden, weight, bias, temperature, softcap, scale)
-    theirs = checked_head(
-        teacher_hidden,
-        teacher_weight,
-        teacher_bias,
-        temperature,
-        teacher_softcap,
-        teacher_scale,
-        "teacher_",
-    )
+    numbers = (temperature, teacher_softcap, teacher_scale)
+    theirs = checked_head(teacher_hidden, teacher_weight, teacher_bias, *numbers, "teacher_")
     _require_same(hidden, weight, teacher_hidden, teacher_weight)
     beta = require_beta(beta)
     tensors = [hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias]
