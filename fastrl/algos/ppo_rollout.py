@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from fastrl.algos import ppo_train_parts as parts
 from fastrl.algos.ppo_samples import Row, SampleGenerations, show
 from fastrl.models.actor_critic import PolicyAndValue, Responses, require_token_values
+from fastrl.models.adapters import use_adapter
 from fastrl.models.embeddings import vocabulary_size
 from fastrl.models.policy import logprobs, prepare_policy
 from fastrl.models.pooled import prepare_rewards, rewards
@@ -157,8 +158,7 @@ class PPORollout(Trainer):
             found = logprobs(self.ref_model, responses.tokens(), temperature)
             return responses.frame(found.logp)
         policy = self.accelerator.unwrap_model(model).policy
-        back_to = self.args.model_adapter_name or "default"
-        with parts.reference_of(policy, self.args.ref_adapter_name, back_to):
+        with use_adapter(policy, self.args.ref_adapter_name):
             return responses.frame(logprobs(model, responses.tokens(), temperature).logp)
 
     # --- samples and evaluation ------------------------------------------------------------------

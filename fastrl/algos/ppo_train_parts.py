@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -111,6 +110,8 @@ def assembled(args: PPOTrainConfig, peft_config: Any, models: Mapping[str, Any])
         policy = policy.merge_and_unload()
     settings: Any = args  # of checkpointing and DeepSpeed, which all trainers' have
     policy = setup.with_adapter(policy, peft_config, settings)
+    if args.model_adapter_name is not None:
+        policy.set_adapter(args.model_adapter_name)
     value_model = setup.with_adapter(models["value_model"], None, settings)
     # With adapters the reference is the policy without: what an adapter has learnt before counts.
     reference = reference_model(policy, models["ref_model"], adapted=True, asked_once=False)
@@ -125,23 +126,6 @@ def placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return deepspeed_engine(model, accelerator)
     return accelerator.prepare_model(model, evaluation_mode=True)
-
-
-@contextmanager
-def reference_of(policy: Any, name: str | None, back_to: str) -> Iterator[None]:
-    """Inside, a PEFT policy is its own reference: by that adapter, or without any."""
-    if name is None:
-        with policy.disable_adapter():
-            yield
-        return
-    trained = {p: p.requires_grad for p in policy.parameters()}
-    policy.set_adapter(name)
-    try:
-        yield
-    finally:
-        policy.set_adapter(back_to)
-        for parameter, wanted in trained.items():  # PEFT lets what it activates be trained
-            parameter.requires_grad_(wanted)
 
 
 def planned(args: PPOTrainConfig, dataset: Any) -> PPOTrainConfig:

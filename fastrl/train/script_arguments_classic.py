@@ -1,4 +1,7 @@
-"""Script options of TRL 0.8 to 0.12, before every script shared one `ScriptArguments`."""
+"""Script options of TRL 0.8 to 0.12, before every script shared one `ScriptArguments`.
+
+Each class states its fields in TRL's order, in which they may be given by place.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,10 @@ class SFTScriptArguments:
 
 
 @dataclass
-class RewardScriptArguments:
+class RewardScriptArguments(SFTScriptArguments):
     """Options of the reward script in TRL 0.9 to 0.11."""
 
     dataset_name: str = field(default="trl-lib/ultrafeedback_binarized", metadata=_DATASET)
-    dataset_train_split: str = field(default="train", metadata=_TRAIN)
-    dataset_test_split: str = field(default="test", metadata=_TEST)
-    config: str | None = field(default=None, metadata=_CONFIG)
-    gradient_checkpointing_use_reentrant: bool = field(default=False, metadata=_REENTRANT)
-
-    _config_names_the_file = True
 
 
 @dataclass
