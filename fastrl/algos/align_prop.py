@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastrl.algos.align_prop_config import AlignPropConfig
-from fastrl.train.diffusion import DiffusionTrainer, Hook, Prompts, Rewards
+from fastrl.train.diffusion import DiffusionTrainer
 
 _BEST = 10.0  # the top of the aesthetic scale; a constant of the loss
 
@@ -35,33 +35,21 @@ class AlignPropTrainer(DiffusionTrainer):
     _title = "AlignProp"
     config: AlignPropConfig
 
-    def __init__(
-        self,
-        config: AlignPropConfig,
-        reward_function: Rewards,
-        prompt_function: Prompts,
-        sd_pipeline: Any,
-        image_samples_hook: Hook | None = None,
-    ) -> None:
+    def _set_up(self, config: Any) -> int:
+        """Check config and pipeline; each sample has one backward pass."""
         if not isinstance(config, AlignPropConfig):
             raise ValueError(f"config must be an AlignPropConfig, got {type(config).__name__}")
-        if not hasattr(sd_pipeline, "rgb_with_grad"):
+        if not hasattr(self.sd_pipeline, "rgb_with_grad"):
             raise ValueError(
-                f"sd_pipeline has no rgb_with_grad, which draws images with gradients: give a "
-                f"DefaultDDPOStableDiffusionPipeline, not a {type(sd_pipeline).__name__}"
+                "sd_pipeline has no rgb_with_grad, which draws images with gradients: give a "
+                f"DefaultDDPOStableDiffusionPipeline, not a {type(self.sd_pipeline).__name__}"
             )
-        functions = (reward_function, prompt_function, image_samples_hook)
-        self._start(config, functions, sd_pipeline, passes=1)
+        return 1
 
     def step(self, epoch: int, global_step: int) -> int:
         """One optimizer step on `train_gradient_accumulation_steps` batches of images.
 
-        Args:
-            epoch: its number; a checkpoint follows every `save_freq` but the first.
-            global_step: optimizer steps before.
-
-        Returns:
-            Optimizer steps after.
+        Arguments and result are those of `DiffusionTrainer.step`.
 
         Raises:
             ValueError: rewards that are not one for each image, or carry no gradient.

@@ -6,7 +6,7 @@ What is collected: `DDPOTrainer._generate_samples`. What is minimised: `ddpo_los
 from __future__ import annotations
 
 from collections import defaultdict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from fastrl.algos.ddpo_config import DDPOConfig
 from fastrl.ops.denoising import guide
 from fastrl.train.agreement import agreed
-from fastrl.train.diffusion import DiffusionTrainer, Hook, Prompts, Rewards
+from fastrl.train.diffusion import DiffusionTrainer
 from fastrl.train.prompt_statistics import PerPromptStatTracker
 
 Samples = dict[str, torch.Tensor]
@@ -56,14 +56,8 @@ class DDPOTrainer(DiffusionTrainer):
     _title = "DDPO"
     config: DDPOConfig
 
-    def __init__(
-        self,
-        config: DDPOConfig,
-        reward_function: Rewards,
-        prompt_function: Prompts,
-        sd_pipeline: Any,
-        image_samples_hook: Hook | None = None,
-    ) -> None:
+    def _set_up(self, config: Any) -> int:
+        """Check the config, make the tracker and the threads; returns passes of a sample."""
         if not isinstance(config, DDPOConfig):
             raise ValueError(f"config must be a DDPOConfig, got {type(config).__name__}")
         self.num_train_timesteps = config.trained_steps
@@ -72,12 +66,10 @@ class DDPOTrainer(DiffusionTrainer):
                 config.per_prompt_stat_tracking_buffer_size,
                 config.per_prompt_stat_tracking_min_count,
             )
-        functions = (reward_function, prompt_function, image_samples_hook)
-        passes = self.num_train_timesteps // config.train_timesteps_per_pass
-        self._start(config, functions, sd_pipeline, passes)
-        self._scoring: dict[int, Future[Any]] = {}
+        self._scoring: dict[int, Any] = {}  # id of images -> future
         if config.async_reward_computation:
             self.executor = ThreadPoolExecutor(max_workers=config.max_workers)
+        return self.num_train_timesteps // config.train_timesteps_per_pass
 
     def _config_check(self) -> tuple[bool, str]:
         config, ranks = self.config, self.accelerator.num_processes
@@ -97,14 +89,7 @@ class DDPOTrainer(DiffusionTrainer):
         return True, ""
 
     def step(self, epoch: int, global_step: int) -> int:
-        """Sample, score and train once.
-
-        Args:
-            epoch: its number; a checkpoint follows every `save_freq` but the first.
-            global_step: optimizer steps before.
-
-        Returns:
-            Optimizer steps after.
+        """Sample, score and train once; as `DiffusionTrainer.step`.
 
         Raises:
             ValueError: rewards or log-probabilities that are no finite numbers of the right
@@ -217,7 +202,7 @@ class DDPOTrainer(DiffusionTrainer):
         if self.stat_tracker:
             ids = self.accelerator.gather(prompt_ids).cpu()
             prompts = self.sd_pipeline.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            advantages = self.stat_tracker.update(prompts, rewards)
+            advantages = self.stat_tracker.update(prompts, rewards.tolist())
         else:
             advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-8)
         ranks = torch.as_tensor(advantages).reshape(self.accelerator.num_processes, -1)
@@ -253,8 +238,12 @@ class DDPOTrainer(DiffusionTrainer):
                 embeds = torch.cat([negative, embeds])
             for j in range(0, self.num_train_timesteps, together):
                 with self.accelerator.accumulate(self.sd_pipeline.unet):
-                    path = [sample[name][:, j : j + together].flatten(0, 1) for name in _PATHS]
-                    loss, approx_kl, clipfrac = self.calculate_loss(*path, advantages, embeds)
+                    latents, steps, after, logp = (
+                        sample[name][:, j : j + together].flatten(0, 1) for name in _PATHS
+                    )
+                    loss, approx_kl, clipfrac = self.calculate_loss(
+                        latents, steps, after, logp, advantages, embeds
+                    )
                     info["approx_kl"].append(approx_kl.detach())
                     info["clipfrac"].append(clipfrac.detach())
                     info["loss"].append(loss.detach())
@@ -292,7 +281,8 @@ class DDPOTrainer(DiffusionTrainer):
             inputs = torch.cat([latents] * twice), torch.cat([timesteps] * twice), embeds
             output = self.sd_pipeline.unet(*inputs).sample
             if twice == 2:
-                output = guide(*output.chunk(2), config.sample_guidance_scale)
+                without, along = output.chunk(2)
+                output = guide(without, along, config.sample_guidance_scale)
             log_prob = self.sd_pipeline.scheduler_step(
                 output, timesteps, latents, eta=config.sample_eta, prev_sample=next_latents
             ).log_probs

@@ -12,9 +12,11 @@ HELP = "Stable Diffusion follows the gradient of a reward (AlignProp)"
 
 def make_parser(subparsers: Any = None, prog: str | None = None) -> Any:
     """The command's parser: options of pipeline, prompts, reward and training."""
-    from fastrl.cli.pipelines import parser_of
+    from fastrl.cli.pipelines import PipelineArguments
+    from fastrl.cli.training import parser_for
 
-    return parser_of(fastrl.AlignPropConfig, "alignprop", HELP, subparsers, prog)
+    given = (fastrl.AlignPropConfig, "alignprop", HELP, subparsers, prog)
+    return parser_for(*given, script=PipelineArguments, others=())
 
 
 def main(options: Any, config: Any) -> None:

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 
 from fastrl.cli.rewarded import imported
-from fastrl.cli.training import ABOUT_LAUNCH
-from fastrl.train.parser import TrlParser
 
 AESTHETIC = "aesthetic"
 
@@ -63,19 +61,6 @@ class PipelineArguments:
                 f"reward_function={self.reward_function!r} is neither {AESTHETIC} nor a path like "
                 "package.module.function"
             )
-
-
-def parser_of(config: type, name: str, about: str, subparsers: Any, prog: str | None) -> TrlParser:
-    """A parser of the pipeline's options and the config's; below `subparsers` if there are."""
-    types = (PipelineArguments, config)
-    if subparsers is not None:
-        return subparsers.add_parser(name, help=about, dataclass_types=types)
-    return TrlParser(
-        types,
-        prog=prog,
-        usage="%(prog)s --pretrained_model NAME --prompts FILE [options, see --help]",
-        description=f"{about[0].upper()}{about[1:]}. {ABOUT_LAUNCH}",
-    )
 
 
 def train(trainer: type, options: PipelineArguments, config: Any) -> None:

@@ -32,13 +32,14 @@ def parser_for(
     subparsers: Any = None,
     prog: str | None = None,
     script: type = ScriptArguments,
+    others: Sequence[type] = (ModelConfig, DatasetMixtureConfig),
 ) -> TrlParser:
     """A parser of script, training (one dataclass or more), model and mixture options.
 
     It stands alone, or below `subparsers` as the command `name`.
     """
     configs = [config] if isinstance(config, type) else config
-    types = (script, *configs, ModelConfig, DatasetMixtureConfig)
+    types = (script, *configs, *others)
     if subparsers is not None:
         return subparsers.add_parser(name, help=about, dataclass_types=types)
     return TrlParser(

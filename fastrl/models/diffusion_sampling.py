@@ -271,8 +271,8 @@ def _draw(pipeline: Any, call: PipelineCall, predict: _Predict) -> Any:
             inputs = scheduler.scale_model_input(inputs, step)
             output = predict(number, inputs, step, embeds)
             if call.guided:
-                halves = output.chunk(2)
-                output = guide(*halves, call.guidance_scale, call.guidance_rescale)
+                without, along = output.chunk(2)
+                output = guide(without, along, call.guidance_scale, call.guidance_rescale)
             taken = scheduler_step(
                 scheduler, output, step, latents, call.eta, generator=call.generator
             )

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedType, ProjectConfiguration, broadcast, set_seed
+from accelerate.utils import (
+    DistributedType,
+    ProjectConfiguration,
+    broadcast,
+    parse_flag_from_env,
+    set_seed,
+)
 
 from fastrl.legacy import warn_once
 from fastrl.train.classic import require_trackers
@@ -75,28 +81,25 @@ class _MeanDescent(Descent):
 
 
 class DiffusionTrainer(HubTrainer):
-    """Accelerator, trained weights, checkpoints and embeddings; subclasses give `step`."""
+    """Accelerator, trained weights, checkpoints and embeddings; `step` is a subclass's."""
 
     _title = "Diffusion"
     _epoch = _reached = 0  # the epoch under way, and the optimizer steps before the next
     stat_tracker: PerPromptStatTracker | None = None
 
-    def _start(
+    def __init__(
         self,
         config: DiffusionConfig,
-        functions: tuple[Any, Any, Any],
+        reward_function: Rewards,
+        prompt_function: Prompts,
         sd_pipeline: Any,
-        passes: int,
+        image_samples_hook: Hook | None = None,
     ) -> None:
-        """Everything a constructor does; nothing of the pipeline is changed before its checks.
-
-        Args:
-            functions: of rewards, of prompts, and the hook for images or None.
-            passes: backward passes of a sample.
-        """
+        functions = (reward_function, prompt_function, image_samples_hook)
         _check_parts(functions, sd_pipeline)
         self.reward_fn, self.prompt_fn, self.image_samples_callback = functions
         self.config, self.sd_pipeline = config, sd_pipeline
+        passes = self._set_up(config)  # nothing of the pipeline is changed before the checks
         if config.resume_from:
             config.resume_from = str(_last_checkpoint(config.resume_from))
         self.accelerator = self._start_accelerator(passes)
@@ -121,11 +124,15 @@ class DiffusionTrainer(HubTrainer):
         if config.resume_from:
             self.accelerator.load_state(config.resume_from)
 
+    def _set_up(self, config: Any) -> int:
+        """Check and make what is the algorithm's own; returns the backward passes of a sample."""
+        raise NotImplementedError
+
     def _start_accelerator(self, passes: int) -> Accelerator:
         config = self.config
         precision = config.mixed_precision
-        cpu = config.accelerator_kwargs.get("cpu") or not torch.accelerator.is_available()
-        if precision == "fp16" and cpu:
+        asked = config.accelerator_kwargs.get("cpu") or parse_flag_from_env("ACCELERATE_USE_CPU")
+        if precision == "fp16" and (asked or not torch.accelerator.is_available()):
             warn_once("mixed_precision='fp16' needs a GPU: training in fp32 on this CPU")
             precision = "no"
         project = {
@@ -270,7 +277,15 @@ class DiffusionTrainer(HubTrainer):
         self.image_samples_callback(data, step, trackers[0] if trackers else _NoTracker())
 
     def step(self, epoch: int, global_step: int) -> int:
-        """One epoch from this optimizer step on; returns the one after it."""
+        """One epoch.
+
+        Args:
+            epoch: its number; a checkpoint follows every `save_freq` but the first.
+            global_step: optimizer steps before.
+
+        Returns:
+            Optimizer steps after.
+        """
         raise NotImplementedError
 
     def train(self, epochs: int | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -93,10 +94,13 @@ def test_values_that_are_none(name, more, said):
 
 
 def test_arguments_that_are_none(folder):
+    pipeline = DefaultDDPOStableDiffusionPipeline(str(folder))
     with pytest.raises(ValueError, match="config must be an AlignPropConfig, got DDPOConfig"):
-        AlignPropTrainer(fastrl.DDPOConfig(), reward, Prompts(), None)
+        AlignPropTrainer(fastrl.DDPOConfig(), reward, Prompts(), pipeline)
+    names = ("vae", "text_encoder", "unet", "tokenizer", "scheduler", "get_trainable_layers")
+    old = types.SimpleNamespace(**dict.fromkeys(names))
     with pytest.raises(ValueError, match="sd_pipeline has no rgb_with_grad"):
-        AlignPropTrainer(AlignPropConfig(), reward, Prompts(), object())
+        AlignPropTrainer(AlignPropConfig(), reward, Prompts(), old)
 
 
 def test_the_config_on_a_command_line():

@@ -54,7 +54,7 @@ def fresh_accelerator():
     AcceleratorState._reset_state()
 
 
-QUICK = ("full", "lora", "fixed_truncation")
+QUICK = ("full", "fixed_truncation")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import json
@@ -35,18 +36,21 @@ BASE: dict[str, Any] = {
     "train_learning_rate": 1e-3,
 }
 OF: dict[str, dict[str, Any]] = {
-    "DDPO": {"sample_batch_size": 2},
+    "DDPO": {"sample_batch_size": 2, "sample_num_batches_per_epoch": 1},
     "AlignProp": {"truncated_rand_backprop_minmax": (0, 1), "train_batch_size": 2},
 }
 TRACKED = {"DDPO": {"per_prompt_stat_tracking": True}}
 
 
 @functools.cache
-def folder() -> Path:
-    """The tiny pipeline's, made once."""
-    place = Path(tempfile.mkdtemp())
-    tiny_pipeline.save(place)
-    return place
+def _loaded() -> Any:
+    """The tiny pipeline."""
+    with tempfile.TemporaryDirectory() as place:
+        tiny_pipeline.save(Path(place))
+        pipeline = fastrl.DefaultDDPOStableDiffusionPipeline(place, use_lora=False)
+    pipeline.set_progress_bar_config = lambda **_: None
+    pipeline.sd_pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,7 @@ def run(kind: str, settings: dict[str, Any]) -> Outcome:
         merged = {**BASE, **OF[kind], **settings}
         merged["logdir"] = str(Path(place) / merged.get("logdir", "logs"))
         config = getattr(fastrl, f"{kind}Config")(**merged)
-        pipeline = fastrl.DefaultDDPOStableDiffusionPipeline(str(folder()), use_lora=False)
-        pipeline.set_progress_bar_config = lambda **_: None
-        pipeline.sd_pipeline.set_progress_bar_config(disable=True)
+        pipeline = copy.deepcopy(_loaded())
         trainer = getattr(fastrl, f"{kind}Trainer")(
             config, _left_half, _prompt, pipeline, lambda _, step, __: shown.append(step)
         )
