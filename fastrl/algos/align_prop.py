@@ -114,7 +114,8 @@ class AlignPropTrainer(DiffusionTrainer):
             with_grad: whether the images carry gradients.
             prompts: as many; None: of the prompt function.
         """
-        config, metadata = self.config, tuple({} for _ in range(batch_size))
+        config = self.config
+        metadata: tuple[Any, ...] = tuple({} for _ in range(batch_size))
         if prompts is None:
             prompts, metadata = self._prompts(batch_size)
         settings: dict[str, Any] = {

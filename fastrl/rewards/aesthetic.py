@@ -54,9 +54,8 @@ class AestheticScorer(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Scores (B,) in fp32 of images (B, 3, H, W) in [0, 1]."""
-        weight = self.layers[0].weight
-        images = images.to(weight.device, torch.float32)
-        size = self.clip.config.image_size
+        images = images.to(next(self.parameters()).device, torch.float32)
+        size = int(self.clip.config.image_size)  # type: ignore[arg-type]
         images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
         mean, deviation = (images.new_tensor(c).view(3, 1, 1) for c in (_MEAN, _DEVIATION))
         pixels = ((images - mean) / deviation).to(self.dtype)

@@ -131,7 +131,8 @@ class DiffusionTrainer(HubTrainer):
     def _start_accelerator(self, passes: int) -> Accelerator:
         config = self.config
         precision = config.mixed_precision
-        asked = config.accelerator_kwargs.get("cpu") or parse_flag_from_env("ACCELERATE_USE_CPU")
+        given: dict[str, Any] = dict(config.accelerator_kwargs)  # type: ignore[arg-type]
+        asked = given.get("cpu") or parse_flag_from_env("ACCELERATE_USE_CPU")
         if precision == "fp16" and (asked or not torch.accelerator.is_available()):
             warn_once("mixed_precision='fp16' needs a GPU: training in fp32 on this CPU")
             precision = "no"
@@ -139,7 +140,7 @@ class DiffusionTrainer(HubTrainer):
             "project_dir": os.path.join(config.logdir, config.run_name or ""),
             "automatic_checkpoint_naming": True,
             "total_limit": config.num_checkpoint_limit,
-            **config.project_kwargs,
+            **dict(config.project_kwargs),  # type: ignore[arg-type]
         }
         if config.resume_from:
             project["iteration"] = _number(Path(config.resume_from)) + 1
@@ -148,7 +149,7 @@ class DiffusionTrainer(HubTrainer):
             mixed_precision=precision,
             project_config=ProjectConfiguration(**project),
             gradient_accumulation_steps=config.train_gradient_accumulation_steps * passes,
-            **config.accelerator_kwargs,
+            **given,
         )
         require_trackers(config.log_with, accelerator.log_with)
         if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
@@ -167,7 +168,7 @@ class DiffusionTrainer(HubTrainer):
         settings = config.to_dict()
         if config.log_with != "tensorboard":  # which takes flat values only
             settings = {f"{name}_trainer_config": settings}
-        kwargs = dict(config.tracker_kwargs)
+        kwargs: dict[str, Any] = dict(config.tracker_kwargs)  # type: ignore[arg-type]
         if config.run_name and config.log_with == "wandb":
             kwargs["wandb"] = {"name": config.run_name, **kwargs.get("wandb", {})}
         self.accelerator.init_trackers(
@@ -292,6 +293,8 @@ class DiffusionTrainer(HubTrainer):
         """Train to this number of epochs (None: `config.num_epochs`), from where it was resumed."""
         for epoch in range(self.first_epoch, self.config.num_epochs if epochs is None else epochs):
             self._reached = self.step(epoch, self._reached)
+        if self.config.push_to_hub and self.accelerator.is_main_process:
+            self.push_to_hub(str(self.config.run_name))
 
     def _save_state(self, epoch: int, global_step: int) -> None:
         """A checkpoint if one is due after this epoch."""

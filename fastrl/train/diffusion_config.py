@@ -58,6 +58,7 @@ class DiffusionConfig:
         train_gradient_accumulation_steps: passes over samples to an optimizer step.
         train_max_grad_norm: gradients are scaled down to this norm.
         negative_prompts: one prompt that guidance leads away from.
+        push_to_hub: push the pipeline to the repository `run_name` when `train()` is through.
 
     Raises:
         ValueError: a value of the wrong kind or out of its range.
@@ -92,6 +93,7 @@ class DiffusionConfig:
     train_gradient_accumulation_steps: int = 1
     train_max_grad_norm: float = 1.0
     negative_prompts: str | None = ""
+    push_to_hub: bool = False
 
     # Field -> the numbers it takes; a subclass adds its own.
     _ranges: ClassVar[dict[str, _Range]] = {
@@ -112,6 +114,8 @@ class DiffusionConfig:
         self._check_kinds()
         if self.mixed_precision not in PRECISIONS:
             self.refuse("mixed_precision", f"choose one of {', '.join(PRECISIONS)}")
+        if self.push_to_hub and not self.run_name:
+            self.refuse("push_to_hub", "it is pushed to run_name, so name it")
         if self.log_with == "wandb" and importlib.util.find_spec("wandb") is None:
             raise ImportError("log_with='wandb' needs the package wandb: pip install wandb")
         if self.train_use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:

@@ -305,6 +305,17 @@ def test_the_config_on_a_command_line_and_as_a_dict():
     assert "project_kwargs" not in found
 
 
+def test_a_trained_pipeline_is_pushed_if_asked_to(folder, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(DDPOTrainer, "push_to_hub", lambda _, name: pushed.append(name))
+    build(folder, num_epochs=1).train()
+    assert not pushed
+    build(folder, num_epochs=1, push_to_hub=True, run_name="me/mine").train()
+    assert pushed == ["me/mine"]
+    with pytest.raises(ValueError, match="push_to_hub=True: it is pushed to run_name, so name it"):
+        settings(push_to_hub=True)
+
+
 def test_saving_and_the_card(folder, tmp_path, monkeypatch):
     from fastrl.train import hub
 
@@ -339,7 +350,7 @@ def test_brightness_rises(folder):
         train_learning_rate=1e-3,
         seed=1,
     )
-    trainer = DDPOTrainer(config, brightness, Prompts(), pipeline)
+    trainer = DDPOTrainer(config, brightness, lambda: ("a", {}), pipeline)
     trainer.train()
     means = [row["reward_mean"] for row in trainer.log_history if "reward_mean" in row]
     assert sum(means[-4:]) / 4 > means[0] + 1.5 * trainer.log_history[0]["reward_std"], means

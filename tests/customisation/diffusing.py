@@ -166,3 +166,12 @@ def eight_bits(name: str) -> None:
     ):
         run("DDPO", {name: True, "num_epochs": 1})
     assert made[0]["lr"] == BASE["train_learning_rate"]
+
+
+def pushed(name: str) -> None:
+    """Trained pipelines go to the repository that is named."""
+    asked: list[str] = []
+    with patch.object(fastrl.DDPOTrainer, "push_to_hub", lambda _, to: asked.append(to)):
+        run("DDPO", {"num_epochs": 1})
+        run("DDPO", {"num_epochs": 1, "run_name": "me/mine", name: True})
+    assert asked == ["me/mine"]

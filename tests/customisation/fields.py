@@ -526,6 +526,7 @@ FIELDS["DiffusionConfig"] = {
     "train_gradient_accumulation_steps": Draws(2),
     "train_max_grad_norm": Draws(1e-7, by="weights"),
     "negative_prompts": Draws("dark"),
+    "push_to_hub": Seen(diffusing.pushed),
 }
 FIELDS["DDPOConfig"] = {
     "sample_batch_size": Draws(3),
