@@ -83,6 +83,11 @@ class DistillationConfig(OnlineConfig):
             )
 
     @property
+    def shows_columns(self) -> bool:
+        """False: nothing is rewarded."""
+        return False
+
+    @property
     def needs_reference(self) -> bool:
         """True: the teacher."""
         return True

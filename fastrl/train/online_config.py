@@ -279,6 +279,11 @@ class OnlineConfig(CompletionLogConfig, SamplingConfig, VLLMConfig, BaseConfig):
         return self.temperature
 
     @property
+    def shows_columns(self) -> bool:
+        """Whether reward functions get the dataset's columns."""
+        return not self.remove_unused_columns
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the policy is compared with another model."""
         return self.beta != 0

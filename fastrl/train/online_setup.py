@@ -76,7 +76,7 @@ def check_datasets(
     for name, dataset in several.items():
         if dataset is not None:
             check_rows(name, dataset, owned)
-    if not args.remove_unused_columns:
+    if args.shows_columns:
         for dataset in (train, *several.values()):
             require_free(_columns(dataset) or ())
     if isinstance(train, IterableDataset) and args.dynamic_sampling:

@@ -230,6 +230,22 @@ def test_completions_are_kept_without_scores(tmp_path, capsys):
     assert table["prompt"][0] in capsys.readouterr().out
 
 
+def test_columns_beside_the_prompt_have_any_name(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=1)
+    rows = [{"prompt": prompt, "completions": [prompt], "environments": 1} for prompt in PROMPTS]
+    other = DistillationTrainer(
+        model("llama"),
+        making.teacher("wide"),
+        trainer.args,
+        Dataset.from_list(rows),
+        processing_class=tokenizer(CHATML),
+    )
+    for one in (trainer, other):
+        scripted(one, ANSWERS)
+        one.train()
+    assert column(other, "loss") == column(trainer, "loss")
+
+
 def test_the_teacher_may_be_named_in_the_arguments(tmp_path):
     making.teacher("wide").save_pretrained(tmp_path / "teacher")
     named = str(tmp_path / "teacher")
