@@ -1,19 +1,13 @@
 """XPO; offline, as grpo.py: a small model learns from rewards that can be checked.
 
-Offline, from a folder of GSM8K and a model made by sft.py (an SFT goes first without one):
+Flags and files are those of nash_md.py, with a hub and without:
 
-    python examples/scripts/xpo.py --dataset path/to/gsm8k --model runs/sft
-
-To see that it runs: --smoke. With a hub, whole or with an adapter:
-
+    python examples/scripts/xpo.py --smoke
     python examples/scripts/xpo.py --model_name_or_path trl-lib/pythia-1b-deduped-tldr-sft \\
         --reward_model_path trl-lib/pythia-1b-deduped-tldr-rm --dataset_name trl-lib/tldr \\
-        --learning_rate 5e-7 --missing_eos_penalty 1.0 --output_dir pythia-1b-tldr-xpo
-    python examples/scripts/xpo.py --model_name_or_path Qwen/Qwen2-0.5B-Instruct \\
-        --dataset_name trl-lib/ultrafeedback-prompt --reward_funcs think_format_reward --use_peft
+        --learning_rate 5e-7 --missing_eos_penalty 1.0 --alpha 1e-5 --output_dir pythia-1b-tldr-xpo
 
-Offline it writes the model, log.jsonl, curves.png and report.md to --output_dir. Figures are of
-both answers to a problem: the policy's and the reference's.
+Offline, figures are of both answers to a problem: the policy's and the reference's.
 """
 
 from __future__ import annotations

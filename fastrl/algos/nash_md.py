@@ -72,10 +72,8 @@ class NashMDTrainer(OnlineDPOTrainer):
         judge: compares the answers, in the place of rewards: with P, if its method `judge` takes
             `return_scores`, else P is 1 or 0. Metrics of scores are then not logged.
         args: a `NashMDConfig`.
-        data_collator, compute_metrics, preprocess_logits_for_metrics: not possible: rows stay as
-            they are until answers are drawn, and no logits are kept.
 
-    The other arguments are those of `OnlineTrainer`.
+    Further arguments are `OnlineDPOTrainer`'s; what is not possible there is not here.
 
     Raises:
         ValueError, TypeError: before training, naming the argument, row or column.

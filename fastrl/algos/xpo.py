@@ -48,10 +48,8 @@ class XPOTrainer(OnlineDPOTrainer):
         judge: chooses between the answers, in the place of rewards. Metrics of scores are then not
             logged.
         args: an `XPOConfig`.
-        data_collator, compute_metrics, preprocess_logits_for_metrics: not possible: rows stay as
-            they are until answers are drawn, and no logits are kept.
 
-    The other arguments are those of `OnlineTrainer`.
+    The other arguments are those of `OnlineDPOTrainer`, or as impossible as there.
 
     Raises:
         ValueError, TypeError: before training, naming the argument, row or column.

@@ -1,12 +1,8 @@
-"""Nash-MD: TRL's numbers, the loss by hand, whose answers are learnt, judges, what is refused."""
+"""Nash-MD: the loss by hand, whose answers are learnt, judges, what is refused."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,60 +13,11 @@ from datasets import Dataset
 
 from fastrl.algos.nash_md import NashMDTrainer, nash_md_loss
 from fastrl.algos.nash_md_config import NashMDConfig
-from fastrl.legacy.online_dpo import ONLINE_DPO_FIELDS
 from fastrl.rewards.judges import BasePairwiseJudge
 from tests.algos.offline_parity.making import model, tokenizer
 from tests.algos.online_dpo_parity import ranks, running
 from tests.algos.test_online_dpo import PROMPTS, column, settings, vowels
-from tests.algos.two_model_parity import cases
-from tests.algos.two_model_parity.record import RECORD
-
-RECORDED = json.loads(RECORD.read_text())
-OWN = [case for case in cases.ALL if case.trainer == "NashMD"]
-QUICK = {f"NashMD-{name}" for name in ("default", "judge", "lora")}
-
-
-def trainer_of(folder, rewards=vowels, rows=PROMPTS, more=None, **given):
-    return NashMDTrainer(
-        model(),
-        reward_funcs=rewards,
-        args=NashMDConfig(**settings(folder, **given)),
-        train_dataset=Dataset.from_dict({"prompt": rows}),
-        processing_class=tokenizer(),
-        **(more or {}),
-    )
-
-
-def run(case, **given):
-    return cases.run(case, NashMDTrainer, NashMDConfig, shuffle_dataset=False, **given)
-
-
-# --- TRL's numbers -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=[] if case.name in QUICK else pytest.mark.slow)
-        for case in OWN
-    ],
-)
-def test_logs_what_trl_logs(case):
-    different = running.differences(run(case), RECORDED["cases"][case.name])
-    assert not different, "\n" + "\n".join(different)
-
-
-def test_fields_defaults_and_arguments_are_trls():
-    fields = {f.name: f for f in dataclasses.fields(NashMDConfig) if f.init}
-    for name, default in RECORDED["NashMD_fields"].items():
-        if name in ONLINE_DPO_FIELDS or name == "vllm_mode":  # vLLM has no part here
-            continue
-        f = fields[name]
-        made = f.default is dataclasses.MISSING
-        assert (f.default_factory() if made else f.default) == default, name
-    arguments = list(inspect.signature(NashMDTrainer.__init__).parameters)[1:]
-    assert arguments == [*RECORDED["NashMD_arguments"], "reward_processing_classes"]
-
+from tests.algos.test_two_models import trainer_of
 
 # --- the loss ------------------------------------------------------------------------------------
 
@@ -83,14 +30,6 @@ def test_the_loss_by_hand():
     assert loss.tolist() == pytest.approx([1.05]) and score.tolist() == pytest.approx([-0.9])
     loss.sum().backward()
     assert logp.grad[0, :2].tolist() == pytest.approx([0.05 - 0.3, -0.1 - 0.3])
-
-
-def test_coefficients_are_those_of_the_epoch(tmp_path):
-    trainer = trainer_of(tmp_path, mixture_coef=[0.25, 0.75], beta=[0.5, 0.2], max_steps=5)
-    assert trainer.args.mixture_coef == [0.25, 0.75]
-    trainer.train()
-    assert column(trainer, "mixture_coef") == [0.25, 0.25, 0.75, 0.75, 0.75]
-    assert column(trainer, "beta") == [0.5, 0.5, 0.2, 0.2, 0.2]
 
 
 def likeliest(policy, reference, prompt, share):
@@ -142,34 +81,17 @@ def test_the_policy_answers_and_then_the_mixture_and_the_first_is_learnt(tmp_pat
     assert sorted(learnt) == sorted(list(ids) for _, ids in seen[0::2])
 
 
-def test_accumulated_batches_are_one_large_batch():
-    case = OWN[0]
-    large = run(case, per_device_train_batch_size=8, max_steps=2)
-    small = run(case, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=2)
-    assert running.differences(small, large) == []
-
-
 def test_one_prompt_in_all_slices(tmp_path):
-    trainer = trainer_of(tmp_path, rows=["abc"] * 8, per_device_train_batch_size=1, max_steps=2)
+    trainer = trainer_of(
+        "NashMD", tmp_path, rows=["abc"] * 8, per_device_train_batch_size=1, max_steps=2
+    )
     trainer.train()
     assert len(column(trainer, "loss")) == 2
 
 
-def test_resumed_ends_in_the_weights_of_the_uninterrupted_run(tmp_path):
-    given = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
-    whole = trainer_of(tmp_path / "whole", **given)
-    whole.train()
-    part = trainer_of(tmp_path / "part", **given)
-    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "part" / "checkpoint-2")
-    part.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
-    other = dict(part.model.named_parameters())
-    for name, weight in whole.model.named_parameters():
-        assert torch.equal(weight, other[name]), name
-
-
 def test_evaluation_compares_too(tmp_path):
     held_out = {"eval_dataset": Dataset.from_dict({"prompt": ["one", "two", "three"]})}
-    trainer = trainer_of(tmp_path, more=held_out, per_device_eval_batch_size=3)
+    trainer = trainer_of("NashMD", tmp_path, more=held_out, per_device_eval_batch_size=3)
     found = trainer.evaluate()
     assert found["eval_loss"] == pytest.approx(-found["eval_loss/score"], rel=1e-5)
     assert 0 < found["eval_rewards/probabilities"] < 1
@@ -204,7 +126,7 @@ class Shares(BasePairwiseJudge):
 
 
 def test_a_judge_without_scores_says_one_or_none(tmp_path):
-    trainer = trainer_of(tmp_path, None, more={"judge": Places()}, max_steps=2)
+    trainer = trainer_of("NashMD", tmp_path, None, more={"judge": Places()}, max_steps=2)
     trainer.train()
     first = trainer.state.log_history[0]
     assert first["rewards/probabilities"] * 4 == int(first["rewards/probabilities"] * 4)
@@ -213,7 +135,7 @@ def test_a_judge_without_scores_says_one_or_none(tmp_path):
 
 def test_a_probability_weighs_the_answer(tmp_path):
     judge = Shares(0.75, 0.75, 0.75, 0.75)
-    trainer = trainer_of(tmp_path, None, more={"judge": judge}, max_steps=1)
+    trainer = trainer_of("NashMD", tmp_path, None, more={"judge": judge}, max_steps=1)
     trainer.train()
     first = trainer.state.log_history[0]
     assert first["rewards/probabilities"] == 0.75
@@ -224,7 +146,7 @@ def test_a_probability_weighs_the_answer(tmp_path):
 def test_a_pair_that_the_judge_fails_on_is_left_out(tmp_path):
     judge = Shares(-1, 0.75, -1, -1)
     given = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": 1}
-    trainer = trainer_of(tmp_path, None, more={"judge": judge}, **given)
+    trainer = trainer_of("NashMD", tmp_path, None, more={"judge": judge}, **given)
     trainer.train()
     first = trainer.state.log_history[0]
     assert first["rewards/probabilities"] == 0.75 and first["loss"] > 0
@@ -232,7 +154,7 @@ def test_a_pair_that_the_judge_fails_on_is_left_out(tmp_path):
 
 def test_probabilities_that_are_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Shares must give a probability, or -1, for each of 4"):
-        trainer_of(tmp_path, None, more={"judge": Shares(0.5, 1.5, 0.5, 0.5)}).train()
+        trainer_of("NashMD", tmp_path, None, more={"judge": Shares(0.5, 1.5, 0.5, 0.5)}).train()
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -256,26 +178,15 @@ def test_a_config_refuses(given, message):
 
 def test_what_a_trainer_refuses(tmp_path):
     with pytest.raises(ValueError, match="data_collator has no part in Nash-MD"):
-        trainer_of(tmp_path, more={"data_collator": list})
+        trainer_of("NashMD", tmp_path, more={"data_collator": list})
     with pytest.raises(ValueError, match="reward_funcs is of rewards, and a judge gives none"):
-        trainer_of(tmp_path, more={"judge": Places()})
+        trainer_of("NashMD", tmp_path, more={"judge": Places()})
     other = model("llama")
     other.resize_token_embeddings(96)
     with pytest.raises(
         ValueError, match="ref_model has a vocabulary of 96 tokens and model one of 80"
     ):
-        trainer_of(tmp_path, more={"ref_model": other})
-
-
-def test_called_in_the_order_of_0_11(tmp_path):
-    args = NashMDConfig(**settings(tmp_path))
-    rows = Dataset.from_dict({"prompt": PROMPTS})
-    with pytest.warns(FutureWarning, match="order has changed"):
-        trainer = NashMDTrainer(
-            model(), model("llama"), vowels, args, None, rows, None, tokenizer()
-        )
-    assert trainer.args is args and trainer.reward_func_names == ["vowels"]
-    assert trainer._api_generation == "0.11"
+        trainer_of("NashMD", tmp_path, more={"ref_model": other})
 
 
 # --- two ranks -----------------------------------------------------------------------------------

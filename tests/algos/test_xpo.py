@@ -1,12 +1,8 @@
-"""XPO: TRL's numbers, its two losses by hand, whose answers they are, judges, what is refused."""
+"""XPO: its two losses by hand, whose answers they are, judges, what is refused."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import json
 import math
-import shutil
 
 import pytest
 import torch
@@ -14,67 +10,18 @@ from datasets import Dataset
 
 from fastrl.algos.xpo import XPOTrainer
 from fastrl.algos.xpo_config import XPOConfig
-from fastrl.legacy.online_dpo import ONLINE_DPO_FIELDS
 from tests.algos.offline_parity.making import model, tokenizer
-from tests.algos.online_dpo_parity import running
+from tests.algos.online_parity.making import fill_adapters
 from tests.algos.test_nash_md import Places, Shares, likeliest
-from tests.algos.test_online_dpo import PROMPTS, column, settings, vowels
-from tests.algos.two_model_parity import cases
-from tests.algos.two_model_parity.record import RECORD
-
-RECORDED = json.loads(RECORD.read_text())
-OWN = [case for case in cases.ALL if case.trainer == "XPO"]
-QUICK = {f"XPO-{name}" for name in ("default", "ipo", "judge")}
-
-
-def trainer_of(folder, rewards=vowels, rows=PROMPTS, more=None, **given):
-    return XPOTrainer(
-        model(),
-        reward_funcs=rewards,
-        args=XPOConfig(**settings(folder, **given)),
-        train_dataset=Dataset.from_dict({"prompt": rows}),
-        processing_class=tokenizer(),
-        **(more or {}),
-    )
-
-
-def run(case, **given):
-    return cases.run(case, XPOTrainer, XPOConfig, shuffle_dataset=False, **given)
-
-
-# --- TRL's numbers -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=[] if case.name in QUICK else pytest.mark.slow)
-        for case in OWN
-    ],
-)
-def test_logs_what_trl_logs(case):
-    different = running.differences(run(case), RECORDED["cases"][case.name])
-    assert not different, "\n" + "\n".join(different)
-
-
-def test_fields_defaults_and_arguments_are_trls():
-    fields = {f.name: f for f in dataclasses.fields(XPOConfig) if f.init}
-    for name, default in RECORDED["XPO_fields"].items():
-        if name in ONLINE_DPO_FIELDS or name == "vllm_mode":  # vLLM has no part here
-            continue
-        f = fields[name]
-        made = f.default is dataclasses.MISSING
-        assert (f.default_factory() if made else f.default) == default, name
-    arguments = list(inspect.signature(XPOTrainer.__init__).parameters)[1:]
-    assert arguments == RECORDED["XPO_arguments"]
-
+from tests.algos.test_online_dpo import PROMPTS, column, settings
+from tests.algos.test_two_models import trainer_of
 
 # --- the losses ----------------------------------------------------------------------------------
 
 
 def test_the_first_losses_are_those_of_equal_policies(tmp_path):
     """Policy and reference are one at the start: log 2, or (1 / 2β)², and α log π(y_ref)."""
-    trainer = trainer_of(tmp_path / "dpo", alpha=0.5, max_steps=1)
+    trainer = trainer_of("XPO", tmp_path / "dpo", alpha=0.5, max_steps=1)
     trainer.train()
     first = trainer.state.log_history[0]
     assert first["loss/dpo"] == pytest.approx(math.log(2), rel=1e-5)
@@ -83,7 +30,7 @@ def test_the_first_losses_are_those_of_equal_policies(tmp_path):
     assert -first["objective/entropy"] == pytest.approx(both, rel=1e-5)
     assert first["loss"] == pytest.approx(first["loss/dpo"] + first["loss/xpo"], rel=1e-5)
     assert first["loss/xpo"] < 0.5 * -10  # of answers of six tokens among eighty
-    ipo = trainer_of(tmp_path / "ipo", loss_type="ipo", alpha=0.0, beta=0.25, max_steps=1)
+    ipo = trainer_of("XPO", tmp_path / "ipo", loss_type="ipo", alpha=0.0, beta=0.25, max_steps=1)
     ipo.train()
     assert column(ipo, "loss") == pytest.approx([4.0], rel=1e-5)
 
@@ -92,20 +39,15 @@ def test_exploring_pushes_off_what_the_reference_answers(tmp_path):
     """With ties and β near 0 nothing but α acts: what the reference says best becomes unlikely."""
     given = {"alpha": 1.0, "beta": 1e-6, "max_steps": 4, "learning_rate": 1e-2}
     given["generation_kwargs"] = {"do_sample": False}
-    trainer = trainer_of(tmp_path, lambda completions, **_: [0.0] * len(completions), **given)
+    trainer = trainer_of(
+        "XPO", tmp_path, lambda completions, **_: [0.0] * len(completions), **given
+    )
     trainer.train()
     pushed = column(trainer, "loss/xpo")
     assert pushed[-1] < 1.3 * pushed[0] < 0
 
 
-def test_coefficients_are_those_of_the_epoch(tmp_path):
-    trainer = trainer_of(tmp_path, alpha=[0.25, 0.5], beta=[0.5, 0.2], max_steps=3)
-    trainer.train()
-    assert column(trainer, "alpha") == [0.25, 0.25, 0.5]
-    assert column(trainer, "beta") == [0.5, 0.5, 0.2]
-
-
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_policy_answers_and_then_the_reference(tmp_path, lora):
     seen = []
 
@@ -133,7 +75,7 @@ def test_the_policy_answers_and_then_the_reference(tmp_path, lora):
         **more,
     )
     if lora:
-        cases.making.fill_adapters(trainer.model)
+        fill_adapters(trainer.model)
         with torch.no_grad():
             for name, parameter in trainer.model.named_parameters():
                 if "lora_B" in name:
@@ -152,39 +94,18 @@ def test_the_policy_answers_and_then_the_reference(tmp_path, lora):
     assert [ids for _, ids in seen[0::2]] != [ids for _, ids in seen[1::2]]
 
 
-@pytest.mark.slow
-def test_accumulated_batches_are_one_large_batch():
-    case = OWN[0]
-    large = run(case, per_device_train_batch_size=8, max_steps=4)
-    small = run(case, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=4)
-    assert running.differences(small, large) == []
-
-
-@pytest.mark.slow
-def test_resumed_ends_in_the_weights_of_the_uninterrupted_run(tmp_path):
-    given = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
-    whole = trainer_of(tmp_path / "whole", **given)
-    whole.train()
-    part = trainer_of(tmp_path / "part", **given)
-    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "part" / "checkpoint-2")
-    part.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
-    other = dict(part.model.named_parameters())
-    for name, weight in whole.model.named_parameters():
-        assert torch.equal(weight, other[name]), name
-
-
 # --- judges, and what is refused -----------------------------------------------------------------
 
 
 def test_a_judge_chooses_and_no_scores_are_logged(tmp_path):
-    trainer = trainer_of(tmp_path, None, more={"judge": Places(fails={"abc"})}, max_steps=2)
+    trainer = trainer_of("XPO", tmp_path, None, more={"judge": Places(fails={"abc"})}, max_steps=2)
     trainer.train()
     first = trainer.state.log_history[0]
     assert not {"objective/model_scores", "objective/ref_scores"} & first.keys()
     assert first["loss/dpo"] == pytest.approx(math.log(2), rel=1e-5)
     # XPO asks for places only.
     with pytest.raises(AssertionError):
-        trainer_of(tmp_path, None, more={"judge": Shares(0.5)}).train()
+        trainer_of("XPO", tmp_path, None, more={"judge": Shares(0.5)}).train()
 
 
 @pytest.mark.parametrize(
@@ -200,11 +121,3 @@ def test_a_judge_chooses_and_no_scores_are_logged(tmp_path):
 def test_a_config_refuses(given, message):
     with pytest.raises(ValueError, match=message):
         XPOConfig("out", use_cpu=True, **given)
-
-
-def test_called_in_the_order_of_0_11(tmp_path):
-    args = XPOConfig(**settings(tmp_path))
-    rows = Dataset.from_dict({"prompt": PROMPTS})
-    with pytest.warns(FutureWarning, match="order has changed"):
-        trainer = XPOTrainer(model(), model("llama"), vowels, args, None, rows, None, tokenizer())
-    assert trainer.args is args and trainer.reward_func_names == ["vowels"]
