@@ -20,32 +20,46 @@ WORDS = 300  # in the vocabulary
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A folder of a tiny model, texts and pairs."""
+    folder = tmp_path_factory.mktemp("hub")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(SCRIPTS))
+        import gsm8k
+        import made_up
+
+        patched.setattr(gsm8k, "VOCABULARY", WORDS)
+        sums = Path(made_up.sums(folder / "sums"))
+        problems = gsm8k.problems(sums, "train")
+        gsm8k.new_model(folder / "start", problems, seed=0, small=True)
+        pairs = gsm8k.pairs(gsm8k.solved(sums)[0])
+    texts = [row["prompt"][0]["content"] + row["completion"][0]["content"] for row in problems]
+    Dataset.from_dict({"words": texts}).to_json(folder / "texts.json")
+    plain = [
+        {name: row[name][0]["content"] for name in ("prompt", "chosen", "rejected")}
+        for row in pairs
+    ]
+    Dataset.from_list(plain).to_json(folder / "pairs.json")
+    return folder
+
+
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(hub, monkeypatch, tmp_path):
     """run(script, line): the trainer that the line made, after its training."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import command_line
-    import gsm8k
-    import made_up
 
-    monkeypatch.setattr(gsm8k, "VOCABULARY", WORDS)
-    sums = Path(made_up.sums(tmp_path / "sums"))
-    problems = gsm8k.problems(sums, "train")
-    gsm8k.new_model(tmp_path / "start", problems, seed=0, small=True)
-    texts = [row["prompt"][0]["content"] + row["completion"][0]["content"] for row in problems]
-    Dataset.from_dict({"words": texts, "number": range(len(texts))}).to_json(
-        tmp_path / "texts.json"
-    )
-    plain = [
-        {name: row[name][0]["content"] for name in ("prompt", "chosen", "rejected")}
-        for row in gsm8k.pairs(gsm8k.solved(sums)[0])
-    ]
-    Dataset.from_list(plain).to_json(tmp_path / "pairs.json")
+    for name in ("start", "texts.json", "pairs.json"):
+        (tmp_path / name).symlink_to(hub / name)
     monkeypatch.chdir(tmp_path)
     made, fit = [], command_line.fit
-    monkeypatch.setattr(
-        command_line, "fit", lambda trainer, given: made.append(trainer) or fit(trainer, given)
-    )
+
+    def watched(trainer, given):
+        made.append(trainer)
+        fit(trainer, given)
+
+    monkeypatch.setattr(command_line, "fit", watched)
 
     def start(script, line):
         importlib.import_module(script).main(shlex.split(line))

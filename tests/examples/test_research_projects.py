@@ -231,6 +231,20 @@ def test_tools_are_asked_more_and_more(script, smoke_folder):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["triviaqa", "python_interpreter"])
+def test_the_other_tools_are_called_and_rewarded(script, smoke_folder, monkeypatch, capsys, name):
+    module = script(name)
+    monkeypatch.setattr("tool_training.TRANSCRIPTS", 600)
+    rewards = module.main(["--smoke", smoke_folder, "--iterations", "2"])
+    shown = re.findall(r"reward (0\.\d\d)  episodes with a tool (0\.\d\d)", capsys.readouterr().out)
+    assert [float(reward) for reward, _ in shown] == pytest.approx(rewards, abs=0.006)
+    assert all(float(called) > 0.2 for _, called in shown)
+    assert max(rewards) > 0.2  # who guesses is seldom right
+    assert (Path("runs") / name / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_stack_llama_from_sft_to_ppo(script, smoke_folder):
     smoke = ["--smoke", smoke_folder]
     sft = script("supervised_finetuning").main(smoke)
