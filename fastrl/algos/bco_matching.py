@@ -18,7 +18,8 @@ from fastrl.train.trainer import Trainer
 Embed = Callable[..., torch.Tensor]
 
 
-def _logistic_regression() -> Any:
+def logistic_regression() -> Any:
+    """scikit-learn's class. Raises ImportError, with what to install, where it is not."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
@@ -56,7 +57,7 @@ def check(embedding_func: Any, embedding_tokenizer: Any, dataset: Any) -> None:
             "embedding_func: its weights are learnt from prompts drawn of the whole train_dataset, "
             "which a stream does not have; load it with streaming=False"
         )
-    _logistic_regression()
+    logistic_regression()
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class PromptClassifier:
         """Learn to tell (N, D) embeddings of prompts with good answers from (M, D) of bad ones."""
         embeddings = torch.cat([good, bad]).float().numpy()
         labels = np.repeat([1, 0], [len(good), len(bad)])
-        found = _logistic_regression()(class_weight="balanced").fit(embeddings, labels)
+        found = logistic_regression()(class_weight="balanced").fit(embeddings, labels)
         return cls(torch.from_numpy(np.float32(found.coef_[0])), float(found.intercept_[0]))
 
     def density_ratio(

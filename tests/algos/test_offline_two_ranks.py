@@ -16,8 +16,13 @@ pytestmark = pytest.mark.slow
 
 
 def two_ranks(task: str, kind: str, folder: Path) -> list[dict]:
+    return launched(worker.__file__, folder, task, kind)
+
+
+def launched(script: str, folder: Path, *words: str) -> list[dict]:
+    """What each of two ranks of a script wrote to the folder."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", worker.__file__, task, kind, str(folder)]
+    command += ["--standalone", script, *words, str(folder)]
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -40,10 +38,7 @@ def installed() -> bool:
 
 
 def regression() -> Any:
-    """Inside, `sklearn.linear_model` has a logistic regression: scikit-learn's, else this one."""
+    """Inside, BCO has a logistic regression: scikit-learn's, else this one."""
     if installed():
         return nullcontext()
-    module = ModuleType("sklearn.linear_model")
-    module.LogisticRegression = LogisticRegression
-    named = {"sklearn": ModuleType("sklearn"), "sklearn.linear_model": module}
-    return patch.dict(sys.modules, named)
+    return patch("fastrl.algos.bco_matching.logistic_regression", lambda: LogisticRegression)
