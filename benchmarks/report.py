@@ -20,6 +20,7 @@ TARGETS: dict[str, tuple[float, float | None]] = {
     "DPOTrainer step": (3, 4.7),
     "ORPOTrainer step": (2, None),
     "CPOTrainer step": (2, None),
+    "GKDTrainer step": (2, None),
     "KTOTrainer step": (2.5, 4.4),
     "RewardTrainer step": (1.7, 3),
     "GRPOTrainer step, completions given": (4, None),

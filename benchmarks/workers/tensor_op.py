@@ -8,6 +8,7 @@ of the result, so that the two sides can be seen to have computed the same thing
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -129,12 +130,39 @@ def segment_attention(request: dict[str, Any], library: Any) -> Call:
     return call
 
 
+def token_divergence(request: dict[str, Any], library: Any) -> Call:
+    """(N, D) hidden states of two models and their heads (V, D): Jensen-Shannon, and gradients."""
+    count, depth, width = request["shape"]
+    made = [torch.randn(rows, depth) for rows in (count, width, count, width)]
+    hidden, weight, teacher_hidden, teacher_weight = (one / depth**0.25 for one in made)
+    leaves = (hidden.requires_grad_(), weight.requires_grad_())
+
+    def torch_way() -> torch.Tensor:
+        with torch.no_grad():
+            t = torch.log_softmax(teacher_hidden @ teacher_weight.T, dim=-1)
+        s = torch.log_softmax(hidden @ weight.T, dim=-1)
+        m = torch.logaddexp(s, t) - math.log(2)
+        return ((s.exp() * (s - m)).sum(-1) + (t.exp() * (t - m)).sum(-1)) / 2
+
+    def call() -> tuple[torch.Tensor, ...]:
+        with torch.enable_grad():
+            if library:
+                found, _ = library.token_divergence(*leaves, teacher_hidden, teacher_weight)
+            else:
+                found = torch_way()
+            gradients = torch.autograd.grad(found.sum(), leaves)
+        return (found.detach(), *gradients)
+
+    return call
+
+
 OPERATIONS = {
     "token_logprobs": token_logprobs,
     "gae": gae,
     "whiten": whiten,
     "few_rows_linear": few_rows_linear,
     "segment_attention": segment_attention,
+    "token_divergence": token_divergence,
 }
 
 
