@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -125,3 +126,10 @@ class Parts:
     def ppo_v2_args(self, **more):
         small = {"per_device_train_batch_size": 4, "total_episodes": 8, "response_length": 2}
         return self._config(fastrl.PPOv2Config, {**small, **more})
+
+
+def check(parts, kind, call):
+    """The call raises an error of that type, which says something."""
+    with pytest.raises(kind) as found:
+        call(parts)
+    assert str(found.value), "an error says what is wrong"

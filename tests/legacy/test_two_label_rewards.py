@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from fastrl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
+from tests.legacy.error_parts import Parts
 
 peft = pytest.importorskip("peft")
-WORDS = ["<pad>", "<eos>", "the", "cat", "sat", "on", "a", "mat"]
 
 
 @pytest.fixture
-def tokenizer():
-    plain = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, "<pad>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=plain,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-    )
+def tokenizer(tmp_path):
+    made = Parts(tmp_path).tokenizer
+    made.padding_side = "left"
+    made.model_input_names = ["input_ids", "attention_mask"]
+    return made
 
 
 @pytest.fixture
