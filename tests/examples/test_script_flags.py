@@ -185,6 +185,23 @@ LINES = {
         {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
         | {"sanity_check": False, "learning_rate": 5e-7},
     ),
+    "orpo of 0.11": (
+        "orpo",
+        "--dataset_name d --model_name_or_path=gpt2 --per_device_train_batch_size 4 "
+        "--max_steps 1000 --learning_rate 8e-5 --max_length 512 --max_prompt_length 128 "
+        "--optim rmsprop --warmup_steps 150 --report_to wandb --bf16 False --eval_steps 500 "
+        "--no_remove_unused_columns --use_peft --lora_r=16 --output_dir gpt2-lora-aligned-orpo",
+        {"max_prompt_length": 128, "remove_unused_columns": False, "learning_rate": 8e-5}
+        | {"lora_r": 16, "beta": 0.1},
+    ),
+    "cpo of 0.11": (
+        "cpo",
+        "--dataset_name d --model_name_or_path=gpt2 --loss_type simpo --cpo_alpha 0.0 "
+        "--simpo_gamma 1.6 --beta 2.5 --label_pad_token_id -100 --evaluation_strategy steps "
+        "--eval_steps 500 --output_dir gpt2-aligned-cpo --bf16 False --logging_first_step",
+        {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 1.6, "beta": 2.5}
+        | {"eval_strategy": "steps"},
+    ),
     "kto of 0.11": (
         "kto",
         "--dataset_name trl-lib/kto-mix-14k --model_name_or_path trl-lib/qwen1.5-1.8b-sft "
