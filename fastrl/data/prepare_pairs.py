@@ -65,8 +65,7 @@ class Limits:
             return prompts, answers
         if self.prompt is None:
             rooms = [max(0, self.row - len(own)) for own in prompts]
-            pairs = zip(answers, rooms, strict=False)
-            return prompts, [own[:room] for own, room in pairs]
+            return prompts, [own[:room] for own, room in zip(answers, rooms, strict=False)]
         longest = max(map(len, answers))
         kept = slice(-self.prompt, None) if self.keep_end else slice(self.prompt)
         prompts = [own[kept] if len(own) + longest > self.row else own for own in prompts]
@@ -100,13 +99,13 @@ class _PairRows:
             for texts in answers
         ]
         made = [self._row(*parts) for parts in zip(prompt_ids, *whole, strict=True)]
-        left = [row for row, columns in enumerate(made) if columns is not None]
+        left = [row for row, columns in enumerate(made) if columns]
         return {name: [made[row][name] for row in left] for name in MADE}, left
 
     def _row(
         self, prompt: list[int], chosen: list[int], rejected: list[int]
-    ) -> dict[str, list[int]] | None:
-        """The columns of a pair; None if an answer has no room."""
+    ) -> dict[str, list[int]]:
+        """The columns of a pair; none if an answer has no room."""
         sides = (chosen, rejected)
         begins = [answer_begin(prompt, own) for own in sides]
         prompts = [own[:begin] for own, begin in zip(sides, begins, strict=True)]
@@ -114,7 +113,7 @@ class _PairRows:
         answers = [self._ended(own[begin:]) for own, begin in zip(sides, begins, strict=True)]
         prompts, answers = self.limits.cut(prompts, answers)
         if not all(answers):
-            return None
+            return {}
         row = {"prompt_input_ids": prompts[2], "prompt_attention_mask": [1] * len(prompts[2])}
         for side, before, answer in zip(_SIDES, prompts[:2], answers, strict=True):
             row[f"{side}_input_ids"] = before + answer
@@ -131,7 +130,7 @@ class _PairRows:
         """An answer that ends with EOS."""
         return answer if answer[-1:] == [self.eos] else [*answer, self.eos]
 
-    def _texts(self, rows: Rows) -> tuple[list[str], list[str], list[str]]:
+    def _texts(self, rows: Rows) -> tuple[list[str], ...]:
         """Prompts and both answers as text, conversations rendered."""
         names = _SIDES if self.implicit else ("prompt", *_SIDES)
         read = rows.chats if self.conversational else rows.texts

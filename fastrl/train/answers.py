@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from fastrl.data.collate_classic import not_classic
 from fastrl.train import setup
@@ -56,7 +56,7 @@ class AnswerTrainer(Trainer):
             **more,
         )
 
-    def _settled(self, model: str | PreTrainedModel | nn.Module, args: Any, dataset: Any) -> Any:
+    def _settled(self, model: Any, args: Any, dataset: Any) -> Any:
         """The trainer's own config, its dataset looked at and its seed set."""
         args = self._config.of(args, setup.run_name(model, self._name))
         setup.check_dataset("train_dataset", dataset, args)
