@@ -1,4 +1,4 @@
-"""Optimizer steps of SFT, DPO, KTO, Reward or GKD in `trl` (1.16) or `fastrl`: same weights, same rows.
+"""Optimizer steps of offline trainers in `trl` (1.16) or `fastrl`: same weights, same rows.
 
     python offline_step.py trl|fastrl        then requests on standard input, see protocol.py
 

@@ -96,6 +96,7 @@ def test_the_loss_is_a_mean_over_the_answers_that_were_drawn(tmp_path, monkeypat
     assert "spans" not in given
 
 
+@pytest.mark.slow
 def test_resumes_as_if_it_had_not_stopped(tmp_path):
     settings = {"lmbda": 0.5, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole = made(tmp_path / "whole", **settings)

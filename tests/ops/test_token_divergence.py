@@ -13,21 +13,26 @@ import torch
 
 from fastrl import ops
 from fastrl.ops import _divergence_tiles, _linear_engines
+from fastrl.ops._dispatch import backend_missing
 
 sys.path.insert(0, str(Path(__file__).parent))
 from linear_cases import off, peak_bytes
 
-BETAS = (0.0, 0.3, 0.5, 1.0)
+BETAS = (0.0, 0.3, 1.0)
 
 
-@pytest.fixture(params=["keep", "recompute"])
+@pytest.fixture(params=["keep", "recompute", "reference"])
 def engine(request, monkeypatch):
-    """Both ways to a gradient of the head, in chunks of 5 rows, compared 2 rows at a time."""
+    """Each way to a gradient of the head; in chunks of 5 rows, compared 2 rows at a time."""
+    reason = backend_missing("cpp")
+    if request.param != "reference" and reason is not None:
+        pytest.skip(reason)
     monkeypatch.setattr(_linear_engines, "_LEAST_ROWS", 5)
     monkeypatch.setattr(_linear_engines, "_CHUNK_BYTES", {"cpu": 1})
     monkeypatch.setattr(_divergence_tiles, "_PIECE_ELEMENTS", 700)
     ops.set_logits_budget(None if request.param == "keep" else 0)
-    yield request.param
+    with ops.use_backend("reference" if request.param == "reference" else "cpp"):
+        yield request.param
     ops.set_logits_budget(None)
 
 
@@ -143,7 +148,7 @@ def test_by_hand(backend, close):
 
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("plain", [True, False])
-def test_matches_float64(backend, engine, beta, plain, close):
+def test_matches_float64(engine, beta, plain, close):
     case = make(plain)
     value, entropy, gradients = oracle(case, beta)
     leaves = case.leaves()
@@ -199,7 +204,7 @@ def test_16_bit_inputs(engine, beta):
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_tokens_that_cannot_be(backend, engine, beta):
+def test_tokens_that_cannot_be(engine, beta):
     """What neither side can draw leaves a result as if it were not in the vocabulary."""
     case = make(n=6, vocab=40)
     bias, teacher_bias = case.bias.clone(), case.teacher[2].clone()
@@ -261,7 +266,7 @@ def test_peaked_and_far_below_zero(backend, beta):
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_few_rows(backend, engine, n):
+def test_few_rows(engine, n):
     case = make(n=n)
     leaves = case.leaves()
     found, _ = case.run(leaves, 0.3)
@@ -272,7 +277,9 @@ def test_few_rows(backend, engine, n):
         torch.testing.assert_close(leaf.grad.double(), gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_rows_without_a_gradient_add_nothing(cpp, engine):
+def test_rows_without_a_gradient_add_nothing(engine):
+    if engine == "reference":
+        pytest.skip("torch's own product of 0 and NaN is NaN")
     case = make(n=7)
     states = case.teacher[0].clone()
     states[3] = math.nan
@@ -287,13 +294,14 @@ def test_rows_without_a_gradient_add_nothing(cpp, engine):
 
 
 def test_float64_runs_in_float64():
-    case = make(n=3, vocab=7)
+    case = make(n=2, vocab=4)
     leaves = case.leaves(torch.float64)
     for beta in (0.0, 0.4, 1.0):
-        assert torch.autograd.gradcheck(lambda *t, b=beta: case.run(t, b)[0], leaves)
+        run = lambda *t, b=beta: case.run(t, b)[0]  # noqa: E731
+        assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 
-def test_the_graph_can_be_walked_twice_and_inputs_stay(backend, engine):
+def test_the_graph_can_be_walked_twice_and_inputs_stay(engine):
     case = make()
     leaves = case.leaves()
     found, _ = case.run(leaves, 0.5)
@@ -317,18 +325,18 @@ def test_a_second_derivative_is_refused(cpp):
 def test_memory(cpp, monkeypatch):
     """A chunk of logits a side, and what a few rows of them are compared with."""
     monkeypatch.setattr(_linear_engines, "_LEAST_ROWS", 16)
-    monkeypatch.setattr(_linear_engines, "_CHUNK_BYTES", {"cpu": 1 << 17})
-    monkeypatch.setattr(_divergence_tiles, "_PIECE_ELEMENTS", 1 << 13)
+    monkeypatch.setattr(_linear_engines, "_CHUNK_BYTES", {"cpu": 1 << 16})
+    monkeypatch.setattr(_divergence_tiles, "_PIECE_ELEMENTS", 1 << 11)
     ops.set_logits_budget(0)
     try:
-        case = make(plain=True, n=256, vocab=2048)
+        case = make(plain=True, n=128, vocab=1024)
         leaves = case.leaves()
         peak = peak_bytes(lambda: case.run(leaves, 0.5)[0].sum().backward())
     finally:
         ops.set_logits_budget(None)
-    chunk, piece = 16 * 2048 * 4, (1 << 13) * 4
+    chunk, piece = 16 * 1024 * 4, (1 << 11) * 4
     assert peak < 3 * chunk + 10 * piece + 4 * case.weight.nbytes
-    assert peak < 256 * 2048 * 4 / 2  # not one side's logits
+    assert peak < 128 * 1024 * 4 / 2  # not one side's logits
 
 
 @pytest.mark.parametrize(
