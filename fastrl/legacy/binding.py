@@ -99,6 +99,7 @@ _LOOKS: dict[str, Callable[[Any], bool]] = {
     "preprocess_logits_for_metrics": _is_function,
     "processing_class": _is_tokenizer,
     "quantization_config": lambda value: hasattr(value, "quant_method"),
+    "teacher_model": lambda value: not _is_config(value),
     "tokenizer": _is_tokenizer,
     "train_dataset": _is_rows,
 }
