@@ -4,31 +4,14 @@ from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Table
+from fastrl.legacy.kto import KTO
 from fastrl.legacy.pairs import PAIRED_ARGUMENTS, PAIRED_FIELDS
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _THEN = {"max_length": 512, "max_prompt_length": 128}
 
 BCO = LegacyInit(
-    order=(
-        "model",
-        "ref_model",
-        "args",
-        "train_dataset",
-        "eval_dataset",
-        "tokenizer",
-        "data_collator",
-        "model_init",
-        "callbacks",
-        "optimizers",
-        "preprocess_logits_for_metrics",
-        "peft_config",
-        "compute_metrics",
-        "model_adapter_name",
-        "ref_adapter_name",
-        "embedding_func",
-        "embedding_tokenizer",
-    ),
+    order=(*KTO.order, "embedding_func", "embedding_tokenizer"),
     changes=PAIRED_ARGUMENTS,
     defaults=_THEN,
     first="0.11",

@@ -7,7 +7,7 @@ from fastrl.legacy.changes import Ignored, Refused, Table
 from fastrl.legacy.pairs import PAIRED_ARGUMENTS, PAIRED_FIELDS, PAIRED_ROWS
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
-_BCO = "it was of the loss 'bco', which is an algorithm of its own since TRL 0.10"
+_BCO = "it was of the loss 'bco', an algorithm of its own since TRL 0.10: write BCOTrainer"
 
 KTO = LegacyInit(
     order=(
