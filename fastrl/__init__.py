@@ -23,10 +23,10 @@ __all__ = sorted([*_EXPORTS, "__version__"])
 if TYPE_CHECKING:
     from fastrl.algos.align_prop import AlignPropTrainer
     from fastrl.algos.align_prop_config import AlignPropConfig
-    from fastrl.algos.cpo import CPOTrainer
-    from fastrl.algos.cpo_config import CPOConfig
     from fastrl.algos.bco import BCOTrainer
     from fastrl.algos.bco_config import BCOConfig
+    from fastrl.algos.cpo import CPOTrainer
+    from fastrl.algos.cpo_config import CPOConfig
     from fastrl.algos.ddpo import DDPOTrainer
     from fastrl.algos.ddpo_config import DDPOConfig
     from fastrl.algos.distillation import DistillationTrainer
