@@ -20,8 +20,9 @@ from fastrl.train.batch import Batch
 from fastrl.train.collecting import Collecting, Unscored
 from fastrl.train.drawing import DrawnBy
 from fastrl.train.experience import Experience
+from fastrl.train.frozen import require_one_vocabulary
 from fastrl.train.online import OnlineTrainer
-from fastrl.train.teacher import refuse_soft_prompts, require_one_vocabulary
+from fastrl.train.teacher import refuse_soft_prompts
 from fastrl.train.teacher import teacher_model as checked_teacher
 
 
@@ -95,7 +96,7 @@ class DistillationTrainer(OnlineTrainer):
         )
 
     def _start(self, reference: Any, *judged_by: Any) -> None:
-        require_one_vocabulary(self.model, reference)
+        require_one_vocabulary(self.model, "teacher_model", reference)
         refuse_soft_prompts(model=self.model, teacher_model=reference)
         super()._start(reference, *judged_by)
 

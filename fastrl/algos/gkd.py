@@ -26,8 +26,7 @@ from fastrl.models.divergence import divergences
 from fastrl.train import setup
 from fastrl.train.batch import IGNORED, Batch, describe, labelled_tokens
 from fastrl.train.drawing import InProcess, ends
-from fastrl.train.frozen import Reference
-from fastrl.train.teacher import require_one_vocabulary
+from fastrl.train.frozen import Reference, require_one_vocabulary
 from fastrl.train.teacher import teacher_model as checked_teacher
 from fastrl.types import Spans
 
@@ -238,7 +237,7 @@ class GKDTrainer(SFTTrainer):
         student, tokenizer = super()._assemble(
             model, args, processing_class, quantization_config, peft_config
         )
-        require_one_vocabulary(student, self._given_teacher)
+        require_one_vocabulary(student, "teacher_model", self._given_teacher)
         if args.disable_dropout:
             setup.disable_dropout(student)
         return student, tokenizer

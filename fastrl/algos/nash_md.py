@@ -126,20 +126,6 @@ class NashMDTrainer(OnlineDPOTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             reward_processing_classes=reward_processing_classes,
         )
-        self._require_one_vocabulary()
-
-    def _require_one_vocabulary(self) -> None:
-        if self.ref_model is None:
-            return
-        unwrap = self.accelerator.unwrap_model
-        sizes = [
-            unwrap(of).config.get_text_config().vocab_size for of in (self.model, self.ref_model)
-        ]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"ref_model has a vocabulary of {sizes[1]} tokens and model one of {sizes[0]}, so "
-                "they cannot be mixed; give a reference of the policy's family"
-            )
 
     @property
     def mixture_coef(self) -> float:

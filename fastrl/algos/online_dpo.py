@@ -22,6 +22,7 @@ from fastrl.train import setup
 from fastrl.train.batch import Batch
 from fastrl.train.collecting import weighted_total
 from fastrl.train.experience import Experience
+from fastrl.train.frozen import require_one_vocabulary
 from fastrl.train.judging import JudgeReward, rewards_or_judge
 from fastrl.train.online import OnlineTrainer
 from fastrl.types import LogProbs
@@ -169,6 +170,11 @@ class OnlineDPOTrainer(OnlineTrainer):
             ref_model=ref_model,
         )
         self._eos = torch.tensor(sorted(self._collecting.ends), device=self.args.device)
+
+    def _start(self, reference: nn.Module | None, *judged_by: Any) -> None:
+        if reference is not None and hasattr(self, "other_answers"):  # which it takes part in
+            require_one_vocabulary(self.model, "ref_model", reference)
+        super()._start(reference, *judged_by)
 
     @property
     def beta(self) -> float:

@@ -78,6 +78,23 @@ def require_another(given: Any, model: Any) -> None:
         )
 
 
+def require_one_vocabulary(model: nn.Module, name: str, other: nn.Module) -> None:
+    """Refuse two models whose distributions are not over the same tokens.
+
+    Args:
+        name: the argument that `other` was given as.
+
+    Raises:
+        ValueError: for vocabularies of different size.
+    """
+    mine, theirs = (part.config.get_text_config().vocab_size for part in (model, other))
+    if mine != theirs:
+        raise ValueError(
+            f"{name} has vocab_size {theirs} and model {mine}, but both must give a probability to "
+            "the same tokens; take one of the model's family"
+        )
+
+
 def reference_model(
     model: nn.Module, given: nn.Module | None, adapted: bool, asked_once: bool
 ) -> nn.Module | None:

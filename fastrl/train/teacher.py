@@ -68,20 +68,6 @@ def _loaded(name: str, args: Any) -> nn.Module:
     return setup.create_model_from_path(name, **keywords)
 
 
-def require_one_vocabulary(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse models whose distributions are not over the same tokens.
-
-    Raises:
-        ValueError: for vocabularies of different size.
-    """
-    mine, theirs = (part.config.get_text_config().vocab_size for part in (student, teacher))
-    if mine != theirs:
-        raise ValueError(
-            f"teacher_model has vocab_size {theirs} and the student {mine}, but both must give a "
-            "probability to the same tokens; take a teacher of the student's family"
-        )
-
-
 def refuse_soft_prompts(**models: nn.Module) -> None:
     """Refuse models that put virtual tokens before each row, which lengthen their logits.
 

@@ -277,7 +277,7 @@ def other_vocabulary():
         ("wide", {"beta": -0.5}, "beta must be"),
         ("wide", {"temperature": 0.0}, "temperature must be positive"),
         ("wide", {"max_tool_calling_iterations": 0}, "max_tool_calling_iterations must be 1"),
-        (other_vocabulary, {}, "teacher_model has vocab_size 96 and the student 80"),
+        (other_vocabulary, {}, "teacher_model has vocab_size 96 and model 80"),
     ],
 )
 def test_settings_without_meaning_are_refused(tmp_path, teacher, given, said):

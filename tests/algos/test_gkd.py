@@ -193,5 +193,5 @@ def test_refused(tmp_path, given, message):
 def test_a_teacher_over_another_vocabulary_is_refused(tmp_path):
     teacher = making.model("llama")
     teacher.resize_token_embeddings(96)
-    with pytest.raises(ValueError, match="teacher_model has vocab_size 96 and the student 80"):
+    with pytest.raises(ValueError, match="teacher_model has vocab_size 96 and model 80"):
         made(tmp_path, teacher_model=teacher)

@@ -101,6 +101,15 @@ def test_resumed_ends_in_the_weights_of_the_uninterrupted_run(tmp_path, kind):
 
 
 @BOTH
+@pytest.mark.parametrize("size", [60, 96])
+def test_a_reference_over_other_tokens_is_refused(tmp_path, kind, size):
+    other = model("llama")
+    other.resize_token_embeddings(size, mean_resizing=False)
+    with pytest.raises(ValueError, match=f"ref_model has vocab_size {size} and model 80"):
+        trainer_of(kind, tmp_path, more={"ref_model": other})
+
+
+@BOTH
 def test_called_in_the_order_of_0_11(tmp_path, kind):
     trainer, config = parts(kind)
     args = config(**settings(tmp_path))
