@@ -24,7 +24,7 @@ from fastrl.data.collate import DataCollatorForLanguageModeling
 from fastrl.data.prepare_stepwise import prepare_stepwise
 from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.prm import PRM
-from fastrl.models.token_classes import prepare_token_classes, token_logits
+from fastrl.models.token_classes import check_token_classes, prepare_token_classes, token_logits
 from fastrl.train import setup
 from fastrl.train.accuracy import compute_accuracy
 from fastrl.train.answers import AnswerTrainer
@@ -95,6 +95,8 @@ class PRMTrainer(AnswerTrainer):
         peft_config: Any = None,
         quantization_config: Any = None,
     ) -> None:
+        if isinstance(model, nn.Module):
+            check_token_classes(model)
         args = self._settled(model, args, train_dataset)
         model, tokenizer = self._policy(
             model, args, processing_class, quantization_config, peft_config

@@ -15,7 +15,7 @@ class PRMConfig(OfflineConfig):
     """Arguments of `PRMTrainer`; field names and defaults are those of TRL 0.28.
 
     Raises:
-        ValueError: at construction, for a value out of range.
+        ValueError, TypeError: at construction, for a value out of range or of another kind.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
@@ -39,5 +39,8 @@ class PRMConfig(OfflineConfig):
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise ValueError(f"{name} must be positive, got {given}")
+        if not isinstance(self.step_separator, str):
+            kind = type(self.step_separator).__name__
+            raise TypeError(f"step_separator must be a text, got {kind} {self.step_separator!r}")
         if not self.step_separator:
             raise ValueError("step_separator is empty; give the text that ends a step")

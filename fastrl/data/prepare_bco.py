@@ -123,11 +123,12 @@ def prepare_bco(
     Raises:
         ValueError: rows or columns that do not fit; they are named.
     """
+    row = first_row(dataset, name)
     columns = column_names(dataset)
     made = _MADE if embedding_tokenizer is None else {**_MADE, **_EMBEDDED}
     if set(made) <= set(columns):
         return dataset
-    found = detect_format(columns, first_row(dataset, name), wanted=UNPAIRED_KINDS)
+    found = detect_format(columns, row, wanted=UNPAIRED_KINDS)
     kept = [column for column in ("ref_logps",) if column in columns]
     step = _BCORows(
         processing_class=processing_class,

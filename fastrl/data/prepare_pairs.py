@@ -99,6 +99,7 @@ class _PairRows:
             for texts in answers
         ]
         made = [self._row(*parts) for parts in zip(prompt_ids, *whole, strict=True)]
+        self._check_contexts(rows, made)
         left = [row for row, columns in enumerate(made) if columns]
         return {name: [made[row][name] for row in left] for name in MADE}, left
 
@@ -120,6 +121,18 @@ class _PairRows:
             row[f"{side}_attention_mask"] = [1] * (len(before) + len(answer))
             row[f"{side}_labels"] = [IGNORED] * len(before) + answer
         return row
+
+    @staticmethod
+    def _check_contexts(rows: Rows, made: list[dict[str, list[int]]]) -> None:
+        """A row's first token has nothing before it that it could be learnt from."""
+        for row, columns in enumerate(made):
+            for side in _SIDES:
+                if columns and set(columns[f"{side}_labels"][1:]) <= {IGNORED}:
+                    problem = (
+                        "has no token but its first, before which nothing stands (no prompt, no "
+                        "BOS), so none has a log-probability; filter the row out"
+                    )
+                    raise rows.wrong(row, side, problem)
 
     def _begun(self, prompt: list[int]) -> list[int]:
         """A prompt that begins with BOS, if there is one."""

@@ -128,10 +128,11 @@ def prepare_stepwise(
     Raises:
         ValueError: rows or columns that do not fit; they are named.
     """
+    row = first_row(dataset, name)
     columns = column_names(dataset)
     if set(_MADE) <= set(columns):
         return dataset
-    found = detect_format(columns, first_row(dataset, name), wanted=("stepwise_supervision",))
+    found = detect_format(columns, row, wanted=("stepwise_supervision",))
     if found.conversational:
         raise ValueError(
             f"the {name} dataset: prompt and completions hold messages; steps are plain texts, "

@@ -96,10 +96,21 @@ def prepare_token_classes(model: nn.Module) -> Plan:
         TypeError: if no transformers model is inside.
         ValueError: for another kind of model, or a soft prompt.
     """
-    instance, soft_prompt = door.find(model)
+    instance, _ = door.find(model)
     plan = handshake.standing(instance)
     if plan is not None:
         return plan
+    check_token_classes(model)
+    return announced(instance, handshake.prepare(instance, TokenClassifier()))
+
+
+def check_token_classes(model: nn.Module) -> None:
+    """Refuse a model that does not classify tokens.
+
+    Raises:
+        TypeError, ValueError: as `prepare_token_classes`.
+    """
+    instance, soft_prompt = door.find(model)
     name = type(instance).__name__
     if not name.endswith("ForTokenClassification"):
         raise ValueError(
@@ -111,7 +122,6 @@ def prepare_token_classes(model: nn.Module) -> Plan:
             f"model: a soft prompt moves the tokens of {name} from their places; use an adapter "
             "without virtual tokens, e.g. LoRA"
         )
-    return announced(instance, handshake.prepare(instance, TokenClassifier()))
 
 
 def token_logits(model: nn.Module, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,7 @@ from fastrl import BCOConfig, BCOTrainer
 from fastrl.algos.bco import bco_loss
 from fastrl.algos.bco_matching import PromptClassifier
 from fastrl.data.prepare_bco import prepare_bco
+from fastrl.data.prepare_unpaired import prepare_unpaired
 from tests.algos.bco_prm_parity import running
 from tests.algos.bco_prm_parity.regression import LogisticRegression, regression
 from tests.algos.bco_prm_parity.running import Case, embed
@@ -168,6 +169,15 @@ def test_bad_configs(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=said):
             BCOConfig(str(tmp_path), use_cpu=True, **given)
+
+
+@pytest.mark.parametrize("prepare", [prepare_bco, prepare_unpaired])
+def test_what_is_no_dataset_is_refused(prepare, tmp_path):
+    rows = [{"prompt": "abc", "completion": "de", "label": True}]
+    with pytest.raises(
+        TypeError, match=r"the eval dataset must be a datasets\.Dataset .* not list"
+    ):
+        prepare(rows, making.tokenizer(), BCOConfig(str(tmp_path), use_cpu=True), "eval", None)
 
 
 def test_bad_embeddings_are_refused_before_anything_is_changed(tmp_path, monkeypatch):

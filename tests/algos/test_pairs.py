@@ -315,6 +315,9 @@ def test_bad_rows_and_batches_are_named(tmp_path):
     rows = Dataset.from_list([*PAIR, {"prompt": "a", "chosen": "b", "rejected": None}])
     with pytest.raises(ValueError, match="row 1 of the train dataset: 'rejected' is None"):
         trainer("ORPO", tmp_path, rows=rows)
+    alone = Dataset.from_list([*PAIR, {"prompt": "", "chosen": "a", "rejected": ""}])
+    with pytest.raises(ValueError, match="row 1 of the train dataset: 'rejected' has no token but"):
+        trainer("ORPO", tmp_path, rows=alone)
     made = trainer("CPO", tmp_path)
     with pytest.raises(
         ValueError, match="data_collator: its batches have no chosen_attention_mask"

@@ -215,6 +215,17 @@ def test_what_no_trainer_is_made_of(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=said):
             PRMConfig(str(tmp_path), use_cpu=True, **wrong)
+    with pytest.raises(TypeError, match="step_separator must be a text, got int 3"):
+        PRMConfig(str(tmp_path), use_cpu=True, step_separator=3)
+    scores, tokenizer = making.model("qwen2", "score"), making.tokenizer()
+    scores.config.pad_token_id = None
+    with pytest.raises(ValueError, match="judged by a token-classification model, got Qwen2ForSeq"):
+        PRMTrainer(scores, config, **given)
+    assert scores.config.pad_token_id is None  # nothing was changed
+    with pytest.raises(
+        TypeError, match=r"the eval dataset must be a datasets\.Dataset .* not list"
+    ):
+        prepare_stepwise([ROW], tokenizer, config, "eval")
 
 
 def test_a_model_by_name_and_the_call_with_a_tokenizer(tmp_path):
