@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from fastrl.algos.gkd_config import GKDConfig
 from fastrl.algos.sft import Optimizers, SFTTrainer
 from fastrl.data.collate_chatml import DataCollatorForChatML
+from fastrl.data.conversations import longest_answers, require_conversations
 from fastrl.data.padding import pad
 from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.gkd import GKD
@@ -29,6 +30,13 @@ from fastrl.train.drawing import InProcess, ends
 from fastrl.train.frozen import Reference, require_one_vocabulary
 from fastrl.train.teacher import teacher_model as checked_teacher
 from fastrl.types import Spans
+
+
+_LONGEST_LOOKED_AT = 32  # rows, those with the longest answers, that are tried
+_NO_ROOM = (
+    "its answer fills max_length, so nothing is left of the prompt that is to be answered; raise "
+    "max_length, or leave such rows out"
+)
 
 
 def gkd_loss(divergence: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:
@@ -85,6 +93,11 @@ class _Speaker(InProcess):
 
 def _prompts(batch: Mapping[str, Any]) -> list[list[int]]:
     """The prompts of a batch as token ids, without their padding."""
+    if not {"prompts", "prompt_attention_mask"} <= set(batch):
+        raise ValueError(
+            "data_collator must give prompts and prompt_attention_mask (B, P), padded in front, as "
+            "answers are drawn to them; add them, or set lmbda=0 and seq_kd=False"
+        )
     rows = zip(batch["prompts"].tolist(), batch["prompt_attention_mask"].tolist(), strict=True)
     return [[token for token, real in zip(ids, mask, strict=True) if real] for ids, mask in rows]
 
@@ -121,16 +134,6 @@ def answered(
         ),
         "spans": spans,
     }
-
-
-def _require_conversations(name: str, dataset: Any) -> None:
-    columns = getattr(dataset, "column_names", None)
-    if columns is None or "messages" in columns or {"input_ids", "prompt"} <= set(columns):
-        return
-    raise ValueError(
-        f"{name} has the columns {', '.join(columns)}; rows need messages (a conversation), or "
-        "input_ids and prompt (a text)"
-    )
 
 
 @accepts_legacy(GKD, GKDConfig)
@@ -208,6 +211,16 @@ class GKDTrainer(SFTTrainer):
             peft_config=peft_config,
         )
         self._set_speakers()
+        self._check_room()
+
+    def _check_room(self) -> None:
+        """See that there are prompts to answer, by the rows with the longest answers."""
+        if not self._own_collator or (self._student_speaks or self._teacher_speaks) is None:
+            return
+        for row in longest_answers(self.train_dataset, _LONGEST_LOOKED_AT):
+            (prompt,) = _prompts(self.data_collator([self.train_dataset[row]]))
+            if not prompt:
+                raise ValueError(f"train_dataset row {row}: {_NO_ROOM}")
 
     def _set_speakers(self) -> None:
         """Place the teacher, and see that those who draw answers can."""
@@ -255,8 +268,15 @@ class GKDTrainer(SFTTrainer):
         self, dataset: Any, tokenizer: PreTrainedTokenizerBase, args: Any, name: str
     ) -> Any:
         """The rows as they are: the collator prepares them."""
-        if self._own_collator:
-            _require_conversations(f"{name}_dataset", dataset)
+        if not self._own_collator:
+            return dataset
+        require_conversations(f"{name}_dataset", dataset)
+        columns = getattr(dataset, "column_names", None) or ()
+        if "messages" in columns and tokenizer.chat_template is None:
+            raise ValueError(
+                "processing_class has no chat template, by which messages become text; take the "
+                "tokenizer of an instruct model, or set args.chat_template_path"
+            )
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -308,6 +328,8 @@ class GKDTrainer(SFTTrainer):
             if speaker is None or not chosen:
                 continue
             prompts = [_prompts(batches[i]) for i in chosen]
+            if not all(ids for several in prompts for ids in several):
+                raise ValueError(f"a row of train_dataset: {_NO_ROOM}")
             answers = iter(speaker.speak([ids for several in prompts for ids in several]))
             for i, several in zip(chosen, prompts, strict=True):
                 own = [next(answers) for _ in several]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 
 from fastrl.algos.gkd import GKDTrainer, answered
 from fastrl.algos.gkd_config import GKDConfig
@@ -38,6 +39,7 @@ def test_logs_what_trl_logs(case):
 def made(folder, **given):
     """A trainer of two rows at a time on the conversations of the parity runs."""
     names = ("model", "teacher_model", "train_dataset", "data_collator", "formatting_func")
+    names += ("processing_class",)
     own = {name: given.pop(name) for name in names if name in given}
     config = {**running.BASE, "per_device_train_batch_size": 2, "lmbda": 0.0, "max_steps": 2}
     arguments = {
@@ -47,7 +49,8 @@ def made(folder, **given):
         **own,
     }
     args = GKDConfig(str(folder), **{**config, "max_new_tokens": 6, **given})
-    return GKDTrainer(args=args, processing_class=making.tokenizer(), **arguments)
+    arguments.setdefault("processing_class", making.tokenizer())
+    return GKDTrainer(args=args, **arguments)
 
 
 def test_a_batch_with_other_answers():
@@ -188,6 +191,55 @@ def test_called_as_in_0_11(tmp_path):
 def test_refused(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         made(tmp_path, **given)
+
+
+def talks(*said):
+    """Conversations of these turns, by turns the user's and the assistant's."""
+    roles = ("user", "assistant") * 3
+    chats = [[making.turn(*turn) for turn in zip(roles, turns, strict=False)] for turns in said]
+    return Dataset.from_dict({"messages": chats})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (talks(("a", "b"), ()), "train_dataset row 1: messages has 0 turns, but needs 2 or more"),
+        (talks(("a", "b"), ("a",)), "train_dataset row 1: messages has 1 turns"),
+        (talks(("a", "b"), ("a", "b", "c")), "row 1: its last turn is the user's"),
+        (Dataset.from_dict({"messages": ["a", "b"]}), "row 0: messages must be a list of"),
+        (
+            Dataset.from_dict({"messages": [*talks(("a", "b"))["messages"], None]}),
+            "train_dataset row 1: messages must be a list of messages .* got None",
+        ),
+    ],
+)
+def test_rows_that_are_no_conversation_with_an_answer(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        made(tmp_path, train_dataset=rows)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_leaves_no_room_for_its_prompt(tmp_path, stream):
+    """It is learnt, but nothing can be drawn to it."""
+    rows = talks(("a", "b"), ("a", "c" * 60))
+    made(tmp_path / "given", train_dataset=rows, max_length=20, max_steps=1).train()
+    rows = rows.to_iterable_dataset() if stream else rows
+    where = "a row of train_dataset" if stream else "train_dataset row 1"
+    with pytest.raises(ValueError, match=f"{where}: its answer fills max_length"):
+        made(tmp_path, train_dataset=rows, max_length=20, lmbda=1.0).train()
+
+
+def test_a_collator_without_prompts_and_a_tokenizer_without_template(tmp_path):
+    def collate(examples):
+        ids = torch.tensor([[5, 6, 7, 8]] * len(examples))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    with pytest.raises(ValueError, match="data_collator must give prompts and prompt_attention"):
+        made(tmp_path, data_collator=collate, lmbda=1.0).train()
+    plain = making.tokenizer()
+    plain.chat_template = None
+    with pytest.raises(ValueError, match="processing_class has no chat template"):
+        made(tmp_path, processing_class=plain)
 
 
 def test_a_teacher_over_another_vocabulary_is_refused(tmp_path):
