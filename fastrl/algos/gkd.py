@@ -31,7 +31,6 @@ from fastrl.train.frozen import Reference, require_one_vocabulary
 from fastrl.train.teacher import teacher_model as checked_teacher
 from fastrl.types import Spans
 
-
 _LONGEST_LOOKED_AT = 32  # rows, those with the longest answers, that are tried
 _NO_ROOM = (
     "its answer fills max_length, so nothing is left of the prompt that is to be answered; raise "

@@ -94,7 +94,7 @@ def check_datasets(
         raise ValueError(
             f"train_dataset has {len(train)} prompts, but a generation batch takes {needed} "
             f"(generation_batch_size={args.generation_batch_size}, num_generations={group}); lower "
-            "per_device_train_batch_size or steps_per_generation"
+            "per_device_train_batch_size, gradient_accumulation_steps or steps_per_generation"
         )
     return train
 

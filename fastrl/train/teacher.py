@@ -21,8 +21,8 @@ def teacher_model(given: Any, student: Any, args: Any) -> nn.Module:
         args: with the fields `teacher_model_*` of `DistillationConfig`.
 
     Raises:
-        ValueError: for none, two different ones, the student itself, or settings of loading beside
-            a model that is loaded.
+        ValueError: for none, two different ones, the student itself, one without a language-model
+            head, or settings of loading beside a model that is loaded.
         TypeError: for what is neither a name nor a model.
     """
     named = args.teacher_model_name_or_path
@@ -40,6 +40,11 @@ def teacher_model(given: Any, student: Any, args: Any) -> nn.Module:
         raise ValueError(
             "teacher_model is the object given as model, so the student would be compared with "
             "itself and learn nothing; give another model"
+        )
+    if door.find(given)[0].get_output_embeddings() is None:
+        raise ValueError(
+            f"teacher_model: {type(given).__name__} has no language-model head, so it gives no "
+            "distribution over tokens; give a causal language model"
         )
     for name in ("teacher_model_init_kwargs", "teacher_model_revision"):
         if getattr(args, name, None):

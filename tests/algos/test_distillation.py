@@ -277,6 +277,7 @@ def other_vocabulary():
         ("wide", {"beta": -0.5}, "beta must be"),
         ("wide", {"temperature": 0.0}, "temperature must be positive"),
         ("wide", {"max_tool_calling_iterations": 0}, "max_tool_calling_iterations must be 1"),
+        (lambda: model("llama", "score"), {}, "teacher_model: LlamaForSequence.* has no language"),
         (other_vocabulary, {}, "teacher_model has vocab_size 96 and model 80"),
     ],
 )
