@@ -23,8 +23,9 @@ _NEEDS = """What each trainer needs (strings, or lists of messages in each such 
   SFTTrainer: messages | conversations | {text} | prompt + completion | input_ids
   DPOTrainer, ORPOTrainer, CPOTrainer: prompt + chosen + rejected | chosen + rejected
   RewardTrainer: prompt + chosen + rejected | chosen + rejected | chosen_ids + rejected_ids
-  KTOTrainer: prompt + completion + label | prompt + chosen + rejected | chosen + rejected
-  GRPOTrainer, RLOOTrainer: prompt
+  KTOTrainer, BCOTrainer: prompt + completion + label | [prompt +] chosen + rejected
+  GRPOTrainer, RLOOTrainer, OnlineDPOTrainer, NashMDTrainer, XPOTrainer, DistillationTrainer: prompt
+  GKDTrainer: messages
   PRMTrainer: prompt + completions + labels"""
 
 

@@ -278,7 +278,7 @@ def test_defaults_of_today_and_of_0_11(tmp_path):
         try:
             then = owner(str(tmp_path), use_cpu=True, label_pad_token_id=-100)
         finally:
-            fastrl.set_api("1")
+            fastrl.set_api(None)
         assert (then.learning_rate, then.max_length, then.max_prompt_length) == (5e-5, 512, 128)
 
 

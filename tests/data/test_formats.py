@@ -163,4 +163,4 @@ def test_mixed_or_foreign_columns_are_refused(row, seen):
     with pytest.raises(ValueError, match=seen) as refused:
         detect_format(list(row), row)
     assert str(list(row)) in str(refused.value)
-    assert "DPOTrainer: prompt + chosen + rejected" in str(refused.value)
+    assert "DPOTrainer, ORPOTrainer, CPOTrainer: prompt + chosen + rejected" in str(refused.value)
