@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import numbers
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from transformers import TrainingArguments
 
@@ -19,7 +22,32 @@ def require_choice(name: str, given: str, known: tuple[str, ...]) -> None:
     """Raise a ValueError for a value outside its list, naming the one most like it."""
     if given not in known:
         several = ", ".join(known)
-        raise InvalidChoice(f"{name}={given!r} is none of {several}{closest(given, known)}")
+        raise InvalidChoice(f"{name}={given!r} is none of {several}{closest(str(given), known)}")
+
+
+def check_kind(name: str, given: Any, stated: str) -> None:
+    """Refuse what is no number or switch where a field is stated to be one; None is let through.
+
+    Args:
+        name: the field.
+        given: its value.
+        stated: its annotation, e.g. "int | None"; those that allow other kinds check nothing.
+
+    Raises:
+        ValueError: text that reads like a number is none, nor is NaN.
+    """
+    kinds = {kind.strip() for kind in stated.split("|")} - {"None"}
+    if given is None or not kinds or kinds - {"bool", "int", "float"}:
+        return
+    switch = isinstance(given, bool | np.bool_)
+    if "bool" in kinds:
+        fits, wanted = switch or given in (0, 1), "True or False"
+    elif "float" in kinds:
+        fits, wanted = isinstance(given, numbers.Real) and not switch, "a number"
+    else:
+        fits, wanted = isinstance(given, numbers.Integral) and not switch, "a whole number"
+    if not fits or math.isnan(given):
+        raise ValueError(f"{name}={given!r}: {wanted} is needed")
 
 
 def hardware_has_bf16(use_cpu: bool) -> bool:
@@ -58,7 +86,8 @@ class BaseConfig(TrainingArguments):
     left at None; fp32 elsewhere, said in the log), and log a NaN loss as NaN.
 
     Raises:
-        ValueError: for a field of transformers that the trainer has no use for.
+        ValueError: for what is no number, or neither True nor False, where one is stated, or a
+            field of transformers that the trainer has no use for.
 
     Warns:
         UserWarning: once, for a field whose value changes nothing here.
@@ -88,6 +117,7 @@ class BaseConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and hardware_has_bf16(self.use_cpu)
             if not self.bf16 and not self.fp16:
@@ -99,6 +129,15 @@ class BaseConfig(TrainingArguments):
         self._refuse_what_has_no_part()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to; torch would warn
+
+    def _check_kinds(self) -> None:
+        """Numbers and switches are what they are stated to be, in fields that fastrl declares."""
+        classes = [cls for cls in type(self).__mro__ if issubclass(cls, BaseConfig)]
+        declared = {name for cls in classes for name in vars(cls).get("__annotations__", {})}
+        for stated in dataclasses.fields(self):
+            given = getattr(self, stated.name)
+            if stated.name in declared and given is not stated.default:
+                check_kind(stated.name, given, str(stated.type))
 
     def _refuse_what_has_no_part(self) -> None:
         for name, (idle, why) in self._NO_PART.items():

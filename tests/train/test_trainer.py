@@ -7,6 +7,7 @@ import math
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -414,6 +415,25 @@ def test_fp32_where_the_device_has_no_bf16(tmp_path):
 def test_a_value_outside_its_list_is_refused(tmp_path, field, value, said):
     with pytest.raises(ValueError, match=said):
         SFTConfig(str(tmp_path), use_cpu=True, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("beta", "0.1", "beta='0.1': a number is needed"),
+        ("learning_rate", "1e-5", "learning_rate='1e-5': a number"),  # as PyYAML reads it
+        ("max_length", 8.5, r"max_length=8\.5: a whole number is needed"),
+        ("dataset_num_proc", True, "dataset_num_proc=True: a whole number"),
+        ("disable_dropout", "no", "disable_dropout='no': True or False is needed"),
+        ("beta", math.nan, "beta=nan: a number"),
+        ("truncation_mode", 3, "truncation_mode=3 is none of"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(tmp_path, field, value, said):
+    with pytest.raises(ValueError, match=said):
+        DPOConfig(str(tmp_path), use_cpu=True, **{field: value})
+    fits = {"beta": np.float32(0.5), "max_length": np.int64(8), "disable_dropout": np.True_}
+    DPOConfig(str(tmp_path), use_cpu=True, learning_rate=1, **fits)
 
 
 @pytest.mark.parametrize(
