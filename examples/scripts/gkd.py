@@ -29,8 +29,15 @@ from command_line import Offline, Script
 from datasets import Dataset
 from distillation import teacher_of
 
-from fastrl import GKDConfig, GKDTrainer, ModelConfig, get_peft_config
-from fastrl.cli.gkd import gkd_arguments, loaded_in_bits
+from fastrl import (
+    GKDConfig,
+    GKDTrainer,
+    ModelConfig,
+    get_peft_config,
+    get_quantization_config,
+)
+from fastrl.cli.gkd import gkd_arguments
+from fastrl.cli.training import load_quantised
 
 OFFLINE = {
     "output_dir": "runs/gkd",
@@ -60,7 +67,7 @@ def train_offline(
     rows, test = gsm8k.problems(data, "train"), gsm8k.first(gsm8k.problems(data, "test"))
     model = offline.model or sft.short(offline, folder / "sft", args)
     args.model_init_kwargs = {**gsm8k.loading(model_args), **(args.model_init_kwargs or {})}
-    loaded_in_bits(args, model_args)
+    load_quantised(args, get_quantization_config(model_args))
     trainer = GKDTrainer(
         model=model,
         teacher_model=args.teacher_model_name_or_path

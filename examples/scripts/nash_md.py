@@ -28,6 +28,7 @@ from command_line import Script
 from fastrl import NashMDConfig, NashMDTrainer
 from fastrl.cli.nash_md import judged_arguments
 from fastrl.cli.rewarded import RewardedArguments
+from fastrl.cli.training import load_quantised
 
 OFFLINE = {
     "output_dir": "runs/nash_md",
@@ -42,9 +43,7 @@ OFFLINE = {
 
 def made(kind: type, args: Any, quantization_config: Any = None, **given: Any) -> Any:
     """The trainer, whose config says how a model is loaded."""
-    if quantization_config is not None:
-        own = args.model_init_kwargs or {}
-        args.model_init_kwargs = {**own, "quantization_config": quantization_config}
+    load_quantised(args, quantization_config)
     return kind(args=args, **given)
 
 

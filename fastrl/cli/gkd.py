@@ -17,16 +17,6 @@ def make_parser(subparsers: Any = None, prog: str | None = None) -> Any:
     return parser_for(fastrl.GKDConfig, "gkd", HELP, subparsers, prog)
 
 
-def loaded_in_bits(training_args: Any, model_args: Any) -> None:
-    """Let the student, given by name, be loaded quantised where the options say so."""
-    from fastrl.train.model_config import get_quantization_config
-
-    found = get_quantization_config(model_args)
-    if found is not None:
-        own = training_args.model_init_kwargs or {}
-        training_args.model_init_kwargs = {"quantization_config": found, **own}
-
-
 def gkd_arguments(
     script_args: Any, training_args: Any, model_args: Any, dataset_args: Any
 ) -> dict[str, Any]:
@@ -36,10 +26,11 @@ def gkd_arguments(
         ValueError: no model, no teacher or no dataset.
     """
     from fastrl.cli.distillation import distillation_arguments
+    from fastrl.cli.training import load_quantised
 
-    found = distillation_arguments(script_args, training_args, model_args, dataset_args)
-    loaded_in_bits(training_args, model_args)
-    return {name: given for name, given in found.items() if name != "quantization_config"}
+    given = distillation_arguments(script_args, training_args, model_args, dataset_args)
+    load_quantised(training_args, given.pop("quantization_config"))
+    return given
 
 
 def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:

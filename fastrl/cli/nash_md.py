@@ -29,6 +29,7 @@ def judged_arguments(
         ValueError: no model, no dataset or no reward, or two reward models.
     """
     from fastrl.cli.rewarded import rewarded_arguments
+    from fastrl.cli.training import load_quantised
 
     path = training_args.reward_model_path
     if path is not None and script_args.reward_model_name_or_path is not None:
@@ -36,10 +37,7 @@ def judged_arguments(
     if path is not None:
         script_args.reward_model_name_or_path = path
     given = rewarded_arguments(script_args, training_args, model_args, dataset_args)
-    quantization = given.pop("quantization_config")
-    if quantization is not None:
-        own = training_args.model_init_kwargs or {}
-        training_args.model_init_kwargs = {**own, "quantization_config": quantization}
+    load_quantised(training_args, given.pop("quantization_config"))
     return given
 
 

@@ -96,6 +96,16 @@ def trainer_arguments(
     }
 
 
+def load_quantised(training_args: Any, quantization_config: Any) -> None:
+    """Have a config's own keywords of loading quantise the model, where the trainer takes no such.
+
+    What `model_init_kwargs` says of it already comes first; None changes nothing.
+    """
+    if quantization_config is not None:
+        own = training_args.model_init_kwargs or {}
+        training_args.model_init_kwargs = {"quantization_config": quantization_config, **own}
+
+
 def fit(trainer: Any, script_args: ScriptArguments) -> None:
     """Train, save to `output_dir`, push if asked to, and close the trackers."""
     args = trainer.args

@@ -22,7 +22,7 @@ from transformers import (
 
 import fastrl
 from fastrl.cli.main import main
-from fastrl.cli.training import datasets_for, parser_for, trainer_arguments
+from fastrl.cli.training import datasets_for, load_quantised, parser_for, trainer_arguments
 from fastrl.train.model_config import ModelConfig
 from fastrl.train.parser import TrlParser
 from fastrl.train.script_arguments import DatasetConfig, DatasetMixtureConfig, ScriptArguments
@@ -116,6 +116,16 @@ def test_model_options_become_keywords_of_loading(tiny, tmp_path, monkeypatch):
     assert given["peft_config"].r == 16 and given["quantization_config"] is None
     with pytest.raises(ValueError, match="model_name_or_path is needed"):
         trainer_arguments(script, args, ModelConfig(), DatasetMixtureConfig())
+
+
+def test_a_config_that_loads_the_model_quantises_it():
+    args = TrainingArguments("o", use_cpu=True)
+    for own, want in ((None, "four"), ({"token": "t"}, "four"), ({"quantization_config": 8}, 8)):
+        args.model_init_kwargs = own
+        load_quantised(args, None)
+        assert args.model_init_kwargs is own
+        load_quantised(args, "four")
+        assert args.model_init_kwargs == {**(own or {}), "quantization_config": want}
 
 
 def test_a_parser_can_stand_below_others():
