@@ -142,7 +142,8 @@ class BCOTrainer(PreferenceTrainer):
         """(B, D) embeddings of the prompts."""
         assert self.embedding_func is not None
         names = ("input_ids", "attention_mask")
-        return self.embedding_func(**{name: inputs[f"embedding_{name}"] for name in names})
+        found = self.embedding_func(**{name: inputs[f"embedding_{name}"] for name in names})
+        return bco_matching.check_embeddings(found, len(inputs["embedding_input_ids"]))
 
     def _ref_columns(self, model: nn.Module, inputs: Batch) -> dict[str, torch.Tensor]:
         tokens = masked_tokens(inputs, "completion_mask")

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from fastrl.train.precompute import over_dataset
 from fastrl.train.trainer import Trainer
@@ -35,7 +36,7 @@ def check(embedding_func: Any, embedding_tokenizer: Any, dataset: Any) -> None:
 
     Raises:
         ImportError: without scikit-learn.
-        TypeError: for what cannot be called.
+        TypeError: for what cannot be called, or is no tokenizer.
         ValueError: for one of the two alone, a tokenizer that cannot pad, or a stream.
     """
     if (embedding_func is None) != (embedding_tokenizer is None):
@@ -50,6 +51,9 @@ def check(embedding_func: Any, embedding_tokenizer: Any, dataset: Any) -> None:
             "embedding_func must be a function of input_ids= and attention_mask= that returns "
             f"(B, D) embeddings, got {type(embedding_func).__name__}"
         )
+    if not isinstance(embedding_tokenizer, PreTrainedTokenizerBase):
+        kind = type(embedding_tokenizer).__name__
+        raise TypeError(f"embedding_tokenizer must be a tokenizer, got {kind}")
     if embedding_tokenizer.pad_token_id is None:
         raise ValueError("embedding_tokenizer has no padding token; set its pad_token")
     if not isinstance(dataset, Dataset):
@@ -58,6 +62,25 @@ def check(embedding_func: Any, embedding_tokenizer: Any, dataset: Any) -> None:
             "which a stream does not have; load it with streaming=False"
         )
     logistic_regression()
+
+
+def check_embeddings(found: Any, rows: int) -> torch.Tensor:
+    """What `embedding_func` returned of some rows, if it is one vector for each.
+
+    Raises:
+        TypeError, ValueError: if it is not.
+    """
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(
+            f"embedding_func must return a tensor ({rows}, D) of {rows} prompts, got "
+            f"{type(found).__name__}"
+        )
+    if found.dim() != 2 or len(found) != rows:
+        raise ValueError(
+            f"embedding_func must return one vector for each of {rows} prompts, ({rows}, D); its "
+            f"tensor is {tuple(found.shape)}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -105,7 +128,7 @@ def classifier(
         size: prompts drawn of either kind, with replacement; at most as many as there are.
 
     Raises:
-        ValueError: if the dataset has no rows of one kind.
+        ValueError: if the dataset has no rows of one kind, or an embedding is not finite.
     """
     labels = np.asarray(dataset.with_format("numpy")["label"][:], dtype=bool)
     random = np.random.RandomState(trainer.args.seed)
@@ -122,4 +145,6 @@ def classifier(
         shown = "Prompts of one kind embedded"
         columns = over_dataset(trainer, dataset.select(drawn), batch_size, score, shown)
         found.append(columns["embedding"])
+        if not found[-1].isfinite().all():
+            raise ValueError("embedding_func returned NaN or infinity; look at its padding")
     return PromptClassifier.fit(*found)

@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset, Value
 from fastrl.data.chat import render, tokenizer_of
 from fastrl.data.formats import column_names, detect_format
 from fastrl.data.prepare import TOKENS, Made, first_row, main_process_first, map_rows, only
+from fastrl.data.prepare_preference import eos_of
 from fastrl.data.prepare_unpaired import UNPAIRED_KINDS, UnpairedRows
 from fastrl.data.rows import Rows
 from fastrl.data.tokenize import Encoder, over_equal
@@ -30,7 +31,7 @@ class Cut:
     max_prompt_length: int | None
     truncation_mode: str  # which part of a prompt stays: keep_start or keep_end
     bos: int | None
-    eos: int | None
+    eos: int
 
     @staticmethod
     def said_by(args: Any, tokenizer: Any) -> Cut:
@@ -51,7 +52,7 @@ class Cut:
                     return None
         if self.bos is not None and prompt[:1] != [self.bos]:
             prompt = [self.bos, *prompt]
-        if self.eos is not None and answer[-1:] != [self.eos]:
+        if answer[-1:] != [self.eos]:
             answer = [*answer, self.eos]
         return prompt, answer
 
@@ -129,6 +130,7 @@ def prepare_bco(
     if set(made) <= set(columns):
         return dataset
     found = detect_format(columns, row, wanted=UNPAIRED_KINDS)
+    eos_of(processing_class)
     kept = [column for column in ("ref_logps",) if column in columns]
     step = _BCORows(
         processing_class=processing_class,

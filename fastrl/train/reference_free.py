@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -71,7 +72,7 @@ def stacked(inputs: Mapping[str, Any], scores_prompt: bool) -> Batch:
 
 
 def chosen_model(model: Any, model_init: Callable[[], Any] | None) -> Any:
-    """The model that is given, or made by `model_init`.
+    """The model that is given, or made by `model_init`, whose one argument, if any, is None.
 
     Raises:
         ValueError: both are given.
@@ -80,7 +81,9 @@ def chosen_model(model: Any, model_init: Callable[[], Any] | None) -> Any:
         return model
     if model is not None:
         raise ValueError("model and model_init are both given; leave one out")
-    return model_init()
+    stated = inspect.signature(model_init).parameters.values()
+    required = [p for p in stated if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]
+    return model_init(*[None] * len(required))  # type: ignore[call-arg]
 
 
 class ReferenceFreeTrainer(AnswerTrainer):

@@ -199,6 +199,8 @@ def test_bad_embeddings_are_refused_before_anything_is_changed(tmp_path, monkeyp
         build(embedding_tokenizer=tokenizer)
     with pytest.raises(TypeError, match="embedding_func must be a function"):
         build(embedding_func="model", embedding_tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="embedding_tokenizer must be a tokenizer, got str"):
+        build(embedding_func=embed, embedding_tokenizer="bert")
     stream = IterableDataset.from_generator(lambda: iter(rows))
     with pytest.raises(ValueError, match="which a stream does not have"):
         build(stream, **both)
@@ -213,6 +215,33 @@ def test_bad_embeddings_are_refused_before_anything_is_changed(tmp_path, monkeyp
     unpadded.pad_token = None
     with pytest.raises(ValueError, match="embedding_tokenizer has no padding token"):
         build(embedding_func=embed, embedding_tokenizer=unpadded)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda found: found.numpy(), TypeError, r"tensor \(4, D\) of 4 prompts, got ndarray"),
+        (lambda found: found.sum(1), ValueError, r"one vector for each of 4 .* is \(4,\)"),
+        (lambda found: found[:3], ValueError, r"one vector for each of 4 .* is \(3, 6\)"),
+        (lambda found: found / 0, ValueError, "embedding_func returned NaN or infinity"),
+    ],
+)
+def test_what_is_no_embedding_is_refused(change, error, said, tmp_path):
+    with regression(), pytest.raises(error, match=said):
+        BCOTrainer(
+            making.model(), args=BCOConfig(str(tmp_path), **BASE),
+            train_dataset=making.rows("unpaired", 12), processing_class=making.tokenizer(),
+            embedding_func=lambda **given: change(embed(**given)),
+            embedding_tokenizer=making.tokenizer(),
+        )  # fmt: skip
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    tokenizer = making.tokenizer()
+    tokenizer.eos_token = None
+    rows = [{"prompt": "abc", "completion": "de", "label": True}]
+    with pytest.raises(ValueError, match="no eos_token to end texts with"):
+        prepare_bco(Dataset.from_list(rows), tokenizer, BCOConfig(str(tmp_path), use_cpu=True))
 
 
 def test_the_call_of_0_11(tmp_path):

@@ -232,7 +232,7 @@ def test_metrics_of_ones_own_and_a_model_made_late(tmp_path):
     assert found["eval_logits/rejected"] == pytest.approx(means[1].item(), rel=1e-5)
     assert seen[0].label_ids.tolist() == [0.0] * 4 and found["eval_mine"]
     late = fastrl.CPOTrainer(
-        model_init=making.model,
+        model_init=lambda trial: making.model(),  # a search's trial, as transformers hands it
         args=config("CPO", tmp_path, per_device_eval_batch_size=2),
         train_dataset=held_out,
         processing_class=making.tokenizer(),
