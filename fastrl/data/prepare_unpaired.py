@@ -150,8 +150,7 @@ def prepare_unpaired(
     Raises:
         ValueError: rows or columns that do not fit; they are named.
     """
-    row = first_row(dataset, name)
-    columns = column_names(dataset)
+    row, columns = first_row(dataset, name), column_names(dataset)
     with_kl = args.loss_type == "kto" if with_kl is None else with_kl
     if {*_MADE, *(["KL_completion_ids"] if with_kl else [])} <= set(columns):
         return dataset
