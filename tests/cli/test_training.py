@@ -73,6 +73,10 @@ def tiny(tmp_path_factory):
             {"prompt": "the cat", "completion": f" sat {i}", "label": i % 2 == 0} for i in range(8)
         ],
         "prompts": [{"prompt": f"{TEXTS[i % 3]}"} for i in range(8)],
+        "ids": [
+            {"prompt": "the cat", "input_ids": tokenizer(f"the cat sat {i}")["input_ids"]}
+            for i in range(8)
+        ],
         "steps": [
             {"prompt": "the", "completions": [f"cat {i}", "sat"], "labels": [True, i % 2 == 0]}
             for i in range(8)
@@ -164,6 +168,7 @@ def flags(tiny, out, rows, *more):
         ("nash_md", "prompts", "lm", "NashMDTrainer"),
         ("xpo", "prompts", "lm", "XPOTrainer"),
         ("distillation", "prompts", "lm", "DistillationTrainer"),
+        ("gkd", "ids", "lm", "GKDTrainer"),
     ],
 )
 def test_training_commands_train(tiny, tmp_path, monkeypatch, command, rows, model, trainer):
@@ -180,12 +185,13 @@ def test_training_commands_train(tiny, tmp_path, monkeypatch, command, rows, mod
     if command in ("nash_md", "xpo"):
         words += ["--reward_model_path", str(tiny / "judge"), "--max_new_tokens", "4"]
         words += ["--reward_funcs", "tests.cli.test_training.shortness"]
-    if command == "distillation":
+    if command in ("distillation", "gkd"):
         teacher = load(tiny / "lm")
         teacher.model.embed_tokens.weight.data.mul_(3.0)
         teacher.save_pretrained(tmp_path / "teacher")
         words += ["--teacher_model_name_or_path", str(tmp_path / "teacher")]
-        words += ["--max_completion_length", "4"]
+        longest = "max_new_tokens" if command == "gkd" else "max_completion_length"
+        words += [f"--{longest}", "4"]
     assert main([command, *words]) == 0
     assert [row["step"] for row in log_of(tmp_path) if "loss" in row] == [1, 2]
     after = torch.cat([p.flatten() for p in load(tmp_path).parameters()])
