@@ -109,7 +109,8 @@ def train(trainer: type, config: Any, options: ImageArguments) -> list[dict[str,
         )
     if options.smoke:
         options.pretrained_model = tiny_pipeline.save(folder / "start")
-    config.project_kwargs = {"project_dir": str(folder), **config.project_kwargs}
+    if config.logdir == type(config).logdir:  # checkpoints go to output_dir unless told otherwise
+        config.logdir = str(folder)
     pipeline = DefaultDDPOStableDiffusionPipeline(
         options.pretrained_model,
         pretrained_model_revision=options.pretrained_revision,

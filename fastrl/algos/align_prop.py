@@ -67,7 +67,7 @@ class AlignPropTrainer(DiffusionTrainer):
                 rewards = drawn["rewards"] = self.compute_rewards(drawn)
                 loss = self.calculate_loss(rewards)
                 if not loss.requires_grad:  # the draws let no denoising step have gradients
-                    loss = loss + 0.0 * self._descend.parameters[0].sum()
+                    loss = loss + sum(0.0 * weight.sum() for weight in self._descend.parameters)
                 seen = self.accelerator.gather(rewards.detach()).float()
                 self._descend(loss, watched=loss)
             info["reward_mean"].append(seen.mean())

@@ -33,7 +33,8 @@ class AlignPropConfig(DiffusionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pair = tuple(self.truncated_rand_backprop_minmax)
+        given = self.truncated_rand_backprop_minmax
+        pair = tuple(given) if isinstance(given, list | tuple) else ()
         whole = len(pair) == 2 and all(isinstance(x, int) and x >= 0 for x in pair)
         if not whole or pair[0] > pair[1]:
             self.refuse(

@@ -138,6 +138,7 @@ class DDPOTrainer(DiffusionTrainer):
         """
         config, pipeline = self.config, self.sd_pipeline
         pipeline.unet.eval()
+        self._scoring.clear()  # an epoch that failed may have left some
         negative = self.neg_prompt_embed.repeat(batch_size, 1, 1)
         samples, pairs = [], []
         for _ in range(iterations):

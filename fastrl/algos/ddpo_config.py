@@ -68,6 +68,13 @@ class DDPOConfig(DiffusionConfig):
                 "train_timestep_fraction",
                 f"of sample_num_steps={self.sample_num_steps} it leaves no step to train on",
             )
+        least = self.per_prompt_stat_tracking_min_count
+        if self.per_prompt_stat_tracking and self.per_prompt_stat_tracking_buffer_size < least:
+            self.refuse(
+                "per_prompt_stat_tracking_buffer_size",
+                f"no prompt would reach per_prompt_stat_tracking_min_count={least}, and all would "
+                "be compared with the batch: raise the first or lower the second",
+            )
         if self.trained_steps % self.train_timesteps_per_pass:
             self.refuse(
                 "train_timesteps_per_pass",

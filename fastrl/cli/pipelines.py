@@ -80,7 +80,8 @@ def train(trainer: type, options: PipelineArguments, config: Any) -> None:
         pretrained_model_revision=options.pretrained_revision,
         use_lora=options.use_lora,
     )
-    config.project_kwargs = {"project_dir": options.output_dir, **config.project_kwargs}
+    if config.logdir == type(config).logdir:  # checkpoints go to output_dir unless told otherwise
+        config.logdir = options.output_dir
     trained = trainer(config, scored, prompt, pipeline)
     trained.train()
     if trained.accelerator.is_main_process:

@@ -111,6 +111,8 @@ class DefaultDDPOStableDiffusionPipeline(DDPOStableDiffusionPipeline):
         use_lora: bool = True,
     ) -> None:
         _require("diffusers")
+        if use_lora:
+            _require("peft")
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
         self.pretrained_model = pretrained_model_name
@@ -119,8 +121,6 @@ class DefaultDDPOStableDiffusionPipeline(DDPOStableDiffusionPipeline):
             pretrained_model_name, revision=pretrained_model_revision
         )
         self.use_lora = self._load_adapter() or use_lora
-        if self.use_lora:
-            _require("peft")
         self.sd_pipeline.scheduler = DDIMScheduler.from_config(self.sd_pipeline.scheduler.config)
         self.sd_pipeline.safety_checker = None
         self.sd_pipeline.vae.requires_grad_(False)
@@ -129,15 +129,13 @@ class DefaultDDPOStableDiffusionPipeline(DDPOStableDiffusionPipeline):
 
     def _load_adapter(self) -> bool:
         """Load the LoRA weights beside the pipeline; whether there are any."""
+        file = {"weight_name": LORA_FILE, "revision": self.pretrained_revision}
         try:
-            self.sd_pipeline.load_lora_weights(
-                self.pretrained_model,
-                weight_name=LORA_FILE,
-                revision=self.pretrained_revision,
-                adapter_name=_ADAPTER,
-            )
+            self.sd_pipeline.lora_state_dict(self.pretrained_model, **file)
         except OSError:  # what diffusers and the hub raise for a file that is not there
             return False
+        _require("peft")
+        self.sd_pipeline.load_lora_weights(self.pretrained_model, adapter_name=_ADAPTER, **file)
         return True
 
     def __call__(self, *args: Any, **kwargs: Any) -> DDPOPipelineOutput:

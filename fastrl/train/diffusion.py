@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -244,11 +245,17 @@ class DiffusionTrainer(HubTrainer):
     def _rewards_and_details(self, found: Any, number: int) -> tuple[torch.Tensor, Any]:
         """Rewards (B,) on this device and their metadata, of what a reward function returned."""
         if not isinstance(found, tuple | list) or len(found) != 2:
+            size = f" of {len(found)}" if isinstance(found, tuple | list) else ""
             raise ValueError(
-                f"reward_function must return (rewards, metadata), got {type(found).__name__}"
+                f"reward_function must return (rewards, metadata), got {type(found).__name__}{size}"
             )
         rewards, details = (one.result() if isinstance(one, Future) else one for one in found)
-        rewards = torch.as_tensor(rewards, device=self.accelerator.device)
+        try:
+            rewards = torch.as_tensor(rewards, device=self.accelerator.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"reward_function must return numbers as rewards, got {rewards!r}: {error}"
+            ) from error
         if rewards.shape != (number,):
             raise ValueError(
                 f"reward_function must return one reward for each of {number} images, a tensor of "
@@ -361,7 +368,9 @@ def _check_parts(functions: tuple[Any, Any, Any], pipeline: Any) -> None:
 
 
 def _number(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("_")[-1])
+    """N of a folder checkpoint_N; -1 of any other."""
+    found = re.fullmatch(r"checkpoint_(\d+)", checkpoint.name)
+    return int(found[1]) if found else -1
 
 
 def _last_checkpoint(place: str) -> Path:
@@ -371,9 +380,10 @@ def _last_checkpoint(place: str) -> Path:
         ValueError: there is none.
     """
     folder = Path(os.path.normpath(os.path.expanduser(place)))
-    if "checkpoint_" in folder.name and folder.is_dir():
+    if _number(folder) >= 0 and folder.is_dir():
         return folder
-    found = sorted((p for p in folder.glob("checkpoint_*") if p.is_dir()), key=_number)
+    inside = [p for p in folder.glob("checkpoint_*") if p.is_dir() and _number(p) >= 0]
+    found = sorted(inside, key=_number)
     if not found:
         raise ValueError(
             f"resume_from={place!r}: no checkpoint_N there; give one, or the folder they are in"

@@ -114,6 +114,8 @@ class DiffusionConfig:
         self._check_kinds()
         if self.mixed_precision not in PRECISIONS:
             self.refuse("mixed_precision", f"choose one of {', '.join(PRECISIONS)}")
+        if not isinstance(self.negative_prompts, str | None):
+            self.refuse("negative_prompts", "one prompt is needed, a string")
         if self.push_to_hub and not self.run_name:
             self.refuse("push_to_hub", "it is pushed to run_name, so name it")
         if self.log_with == "wandb" and importlib.util.find_spec("wandb") is None:

@@ -65,6 +65,13 @@ def test_a_step_without_any_gradient_leaves_the_weights(folder):
     )
 
 
+def test_a_step_without_any_gradient_is_the_same_for_all_weights(folder):
+    """Ranks exchange the same gradients, whatever each of them drew."""
+    trainer = build(folder, truncated_rand_backprop_minmax=(0, 10**9))
+    trainer.train(1)
+    assert all(weight.grad is not None for weight in trainer._descend.parameters)
+
+
 def test_images_on_demand_and_for_the_hook(folder):
     seen = []
     trainer = build(folder, hook=lambda *given: seen.append(given), log_image_freq=2)
@@ -85,6 +92,7 @@ def test_images_on_demand_and_for_the_hook(folder):
         ("truncated_rand_backprop_minmax", {"truncated_rand_backprop_minmax": (2, 3)}, "late"),
         ("truncated_rand_backprop_minmax", {"truncated_rand_backprop_minmax": (1, 0)}, "in order"),
         ("truncated_rand_backprop_minmax", {"truncated_rand_backprop_minmax": (1,)}, "two whole"),
+        ("truncated_rand_backprop_minmax", {"truncated_rand_backprop_minmax": 5}, "two whole"),
         ("log_image_freq", {"log_image_freq": 0}, "at least 1"),
     ],
 )

@@ -21,6 +21,7 @@ from fastrl.algos.align_prop_config import AlignPropConfig
 from fastrl.algos.ddpo import DDPOTrainer, ddpo_loss
 from fastrl.algos.ddpo_config import DDPOConfig
 from fastrl.models.diffusion import DefaultDDPOStableDiffusionPipeline
+from fastrl.train.diffusion import _last_checkpoint
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "examples" / "scripts")]
@@ -229,6 +230,8 @@ def test_trained_weights_stay_in_fp32_and_others_do_not(folder, fresh_accelerato
 @pytest.mark.parametrize(
     ("rewarded", "said"),
     [
+        (lambda *_: (torch.ones(2),), r"must return \(rewards, metadata\), got tuple of 1"),
+        (lambda *_: ([0.5, None], {}), r"numbers as rewards, got \[0.5, None\]"),
         (lambda *_: torch.ones(2), r"must return \(rewards, metadata\), got Tensor"),
         (lambda *_: (torch.ones(3), {}), r"one reward for each of 2 images.*got \(3,\)"),
         (lambda *_: (torch.tensor([1.0, float("nan")]), {}), "not finite"),
@@ -284,6 +287,7 @@ def test_arguments_that_are_none(folder):
         ("seed", -1, "at least 0"),
         ("train_cfg", "yes", "True or False"),
         ("mixed_precision", "fp32", "no, fp16, bf16, fp8"),
+        ("negative_prompts", ["dark"], "one prompt is needed, a string"),
         ("project_kwargs", "x", "no JSON object"),
         ("accelerator_kwargs", [1], "dict of keyword arguments"),
         ("train_learning_rate", float("nan"), "finite and at least 0"),
@@ -292,6 +296,37 @@ def test_arguments_that_are_none(folder):
 def test_values_that_are_none(name, value, said):
     with pytest.raises(ValueError, match=rf"{name}=.*{said}"):
         settings(**{name: value})
+
+
+def test_statistics_that_no_prompt_could_reach():
+    """A prompt whose buffer is below the least count would be compared with the batch for ever."""
+    few = {"per_prompt_stat_tracking_buffer_size": 8}
+    settings(**few)
+    with pytest.raises(ValueError, match=r"buffer_size=8: no prompt would reach .*min_count=16"):
+        settings(per_prompt_stat_tracking=True, **few)
+    settings(per_prompt_stat_tracking=True, per_prompt_stat_tracking_min_count=8, **few)
+
+
+def test_a_folder_to_resume_from(tmp_path):
+    for name in ("checkpoint_old", "checkpoint_2", "checkpoint_10", "checkpoint_last"):
+        (tmp_path / "checkpoint_here" / name).mkdir(parents=True)
+    folder = tmp_path / "checkpoint_here"
+    assert _last_checkpoint(str(folder)) == folder / "checkpoint_10"
+    assert _last_checkpoint(str(folder / "checkpoint_2")) == folder / "checkpoint_2"
+    for place in (folder / "checkpoint_old", tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=f"resume_from='{place}': no checkpoint_N there"):
+            _last_checkpoint(str(place))
+
+
+def test_a_hook_that_fails_comes_before_training(folder):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    trainer = build(folder, hook=fail)
+    start = weights(trainer).clone()
+    with pytest.raises(OSError, match="disk is full"):
+        trainer.train(1)
+    assert torch.equal(weights(trainer), start) and not trainer.log_history
 
 
 def test_the_config_on_a_command_line_and_as_a_dict():

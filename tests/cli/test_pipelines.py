@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import fastrl
 from fastrl.cli import launch
 from fastrl.cli.pipelines import PipelineArguments, prompts_of
+from fastrl.models import diffusion
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "scripts"
 REWARD = """
@@ -51,6 +53,24 @@ def test_prompts_are_drawn_from_the_lines(here):
     draw = prompts_of("prompts.txt")
     assert {draw()[0] for _ in range(40)} == {"a red cat", "a blue dog"}
     assert draw()[1] == {}
+
+
+@pytest.mark.parametrize(("words", "place"), [([], "out"), (["--logdir", "mine"], "mine")])
+def test_checkpoints_go_where_they_are_sent(here, monkeypatch, words, place):
+    made = []
+
+    class Seen(fastrl.DDPOTrainer):
+        def __init__(self, config, *_):
+            made.append(config)
+            raise InterruptedError
+
+    monkeypatch.setattr(fastrl, "DDPOTrainer", Seen)
+    monkeypatch.setattr(diffusion, "DefaultDDPOStableDiffusionPipeline", lambda *_, **__: None)
+    given = ["--pretrained_model", "start", "--prompts", "prompts.txt", "--output_dir", "out"]
+    with pytest.raises(InterruptedError):
+        launch.run("ddpo", [*given, "--reward_function", "taste.red", *words])
+    (config,) = made
+    assert config.project_kwargs.get("project_dir", config.logdir) == place
 
 
 @pytest.mark.slow

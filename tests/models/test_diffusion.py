@@ -193,6 +193,19 @@ def test_without_the_package(monkeypatch):
         diffusion.DefaultDDPOStableDiffusionPipeline("anything")
 
 
+def test_without_peft(folder, monkeypatch):
+    """The UNet can be trained; LoRA's error names the package, not a backend of diffusers."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "peft" else find(name, *a)
+    )
+    monkeypatch.setattr("diffusers.loaders.lora_base.USE_PEFT_BACKEND", False)
+    pipeline = DefaultDDPOStableDiffusionPipeline(str(folder), use_lora=False)
+    assert pipeline.get_trainable_layers() is pipeline.unet
+    with pytest.raises(ImportError, match="pip install peft"):
+        DefaultDDPOStableDiffusionPipeline(str(folder))
+
+
 def test_the_interface_gives_nothing_away():
     bare = DDPOStableDiffusionPipeline()
     for name in ("unet", "vae", "tokenizer", "scheduler", "text_encoder", "autocast"):
