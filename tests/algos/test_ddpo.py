@@ -376,7 +376,7 @@ def test_brightness_rises(folder):
         20, 0.05, 0.3, "linear", clip_sample=False, steps_offset=1
     )
     config = settings(
-        num_epochs=16,
+        num_epochs=11,
         sample_num_steps=3,
         sample_batch_size=16,
         sample_num_batches_per_epoch=2,
