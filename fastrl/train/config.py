@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import math
 import numbers
@@ -132,12 +133,15 @@ class BaseConfig(TrainingArguments):
 
     def _check_kinds(self) -> None:
         """Numbers and switches are what they are stated to be, in fields that fastrl declares."""
-        classes = [cls for cls in type(self).__mro__ if issubclass(cls, BaseConfig)]
-        declared = {name for cls in classes for name in vars(cls).get("__annotations__", {})}
-        for stated in dataclasses.fields(self):
-            given = getattr(self, stated.name)
-            if stated.name in declared and given is not stated.default:
-                check_kind(stated.name, given, str(stated.type))
+        # Not the types in dataclasses.fields, which a parser of command lines rewrites.
+        stated: dict[str, str] = {}
+        for cls in reversed(type(self).__mro__):
+            if issubclass(cls, BaseConfig):
+                stated.update(inspect.get_annotations(cls))
+        for each in dataclasses.fields(self):
+            given = getattr(self, each.name)
+            if each.name in stated and given is not each.default:
+                check_kind(each.name, given, str(stated[each.name]))
 
     def _refuse_what_has_no_part(self) -> None:
         for name, (idle, why) in self._NO_PART.items():

@@ -12,7 +12,12 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    HfArgumentParser,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from fastrl import (
     CPOConfig,
@@ -430,6 +435,7 @@ def test_a_value_outside_its_list_is_refused(tmp_path, field, value, said):
     ],
 )
 def test_a_value_of_another_kind_is_refused(tmp_path, field, value, said):
+    HfArgumentParser(DPOConfig)  # which rewrites the types of the class's fields
     with pytest.raises(ValueError, match=said):
         DPOConfig(str(tmp_path), use_cpu=True, **{field: value})
     fits = {"beta": np.float32(0.5), "max_length": np.int64(8), "disable_dropout": np.True_}

@@ -44,7 +44,8 @@ def sentences(most: int) -> tuple[list[str], list[int]]:
         if file.is_file():
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         else:
-            lines = [f"{text} , all {n} minutes of it ." for n in range(400) for text in made_up]
+            ending = "minutes of it , and so said the man beside me ."
+            lines = [f"{text} , all {n} {ending}" for n in range(400) for text in made_up]
         found += [(line.strip(), label) for line in lines[: most // 2]]
     random.Random(0).shuffle(found)
     return [text for text, _ in found], [label for _, label in found]
