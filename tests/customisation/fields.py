@@ -537,7 +537,9 @@ FIELDS["DDPOConfig"] = {
     "train_clip_range": Draws(0.5),
     "train_timestep_fraction": Draws(0.5),
     "per_prompt_stat_tracking": Draws(True),
-    "per_prompt_stat_tracking_buffer_size": Draws(1, diffusing.TRACKED, by="facts"),
+    "per_prompt_stat_tracking_buffer_size": Draws(
+        1, {**diffusing.TRACKED, "per_prompt_stat_tracking_min_count": 1}, by="facts"
+    ),
     "per_prompt_stat_tracking_min_count": Draws(1, diffusing.TRACKED),
     "async_reward_computation": Draws(True, by="facts"),
     "max_workers": Draws(3, {"async_reward_computation": True}, by="facts"),
