@@ -60,7 +60,11 @@ PEERS = (
             "diffusers==0.26.3",
         ),
     ),
-    Peer("trl-0.28.0", "FASTRL_BENCH_TRL028", ("trl==0.28.0", "torch==2.13.0", "peft")),
+    Peer(
+        "trl-0.28.0",
+        "FASTRL_BENCH_TRL028",
+        ("trl==0.28.0", "torch==2.13.0", "peft", "scikit-learn"),
+    ),
     Peer("trl-1.16.0", "FASTRL_BENCH_TRL116", ("trl==1.16.0", "torch==2.13.0", "peft")),
 )
 
