@@ -25,6 +25,7 @@ from fastrl.legacy.binding import accepts_legacy
 from fastrl.models.policy import logprobs
 from fastrl.train.batch import Batch, masked_tokens
 from fastrl.train.moments import RunningMoments
+from fastrl.train.offline import Loss
 from fastrl.train.preference import PreferenceTrainer
 from fastrl.types import LogProbs
 
@@ -149,24 +150,14 @@ class BCOTrainer(PreferenceTrainer):
         tokens = masked_tokens(inputs, "completion_mask")
         return {"ref_logps": self._reference.logprobs(model, tokens).logp.sum(1)}
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def loss(self, model: nn.Module, inputs: Batch, count: torch.Tensor | int | None) -> Loss:
         """The loss of one micro-batch, and its metrics; in training its rewards enter δ first.
 
         Args:
             model: what the trainer calls.
             inputs: `input_ids`, `attention_mask`, `completion_mask` (B, T), `label` (B,), and with
                 an embedding `embedding_input_ids` and `embedding_attention_mask` (B, T').
-            return_outputs: also return {"logits": (B, T, V), "labels"}, by a second forward.
-            num_items_in_batch: has no part in it; the loss is a mean over rows.
-
-        Returns:
-            the loss, a scalar; or (loss, outputs).
+            count: has no part in it; the loss is a mean over rows.
         """
         # The reference runs first: its activations and the policy's never live together.
         ref = inputs if "ref_logps" in inputs else self._ref_columns(model, inputs)
@@ -176,8 +167,8 @@ class BCOTrainer(PreferenceTrainer):
             bounds = (args.min_density_ratio, args.max_density_ratio)
             weight = self.clf.density_ratio(self._embedded(inputs), *bounds)
         tokens = masked_tokens(inputs, "completion_mask")
-        coefficient = self.router_aux_loss_coef
-        scores = logprobs(model, tokens, stats=("mean_logit",), aux_loss=coefficient > 0)
+        with_router = self.router_aux_loss_coef > 0
+        scores = logprobs(model, tokens, stats=("mean_logit",), aux_loss=with_router)
         logp = scores.logp.sum(1)
         rewards = self.args.beta * (logp - ref["ref_logps"])
         if self.model.training:
@@ -185,14 +176,9 @@ class BCOTrainer(PreferenceTrainer):
         delta = self.running.mean.to(rewards)
         good = inputs["label"].bool()
         loss = bco_loss(rewards, good, delta, weight)
-        if scores.aux_loss is not None:
-            loss = loss + coefficient * scores.aux_loss
-            self.metrics.mean("aux_loss", scores.aux_loss)
         self.metrics.mean("delta", delta)
         self._measure(scores, good, logp, rewards)
-        self.count_tokens(sum(tokens.lengths))
-        loss = self.checked(loss)
-        return (loss, self._logits(model, inputs)) if return_outputs else loss
+        return Loss(loss, tokens, scores.aux_loss)
 
     def _measure(
         self, scores: LogProbs, good: torch.Tensor, logp: torch.Tensor, rewards: torch.Tensor

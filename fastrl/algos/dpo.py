@@ -6,7 +6,7 @@ Direct Preference Optimization: Your Language Model is Secretly a Reward Model, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.dpo import DPO
 from fastrl.models.policy import logprobs
 from fastrl.train.batch import Batch, masked_tokens
+from fastrl.train.offline import Loss
 from fastrl.train.preference import PreferenceTrainer
 from fastrl.types import LogProbs
 
@@ -114,40 +115,25 @@ class DPOTrainer(PreferenceTrainer):
             f_alpha=args.f_alpha_divergence_coef,
         )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def loss(self, model: nn.Module, inputs: Batch, count: torch.Tensor | int | None) -> Loss:
         """The loss of one micro-batch, and its metrics.
 
         Args:
             model: what the trainer calls.
             inputs: `input_ids`, `attention_mask`, `completion_mask` (2B, T), chosen rows first.
-            return_outputs: also return {"logits": (2B, T, V), "labels"}, by a second forward.
-            num_items_in_batch: has no part in it; the loss is a mean over pairs.
-
-        Returns:
-            the loss, a scalar; or (loss, outputs).
+            count: has no part in it; the loss is a mean over pairs.
         """
         # The reference runs first, so that its activations and the policy's never live together.
         ref = inputs if "ref_chosen_logps" in inputs else self._ref_columns(model, inputs)
         tokens = masked_tokens(inputs, "completion_mask")
         weighted = self.args.use_weighting
         stats = (*STATS, "log_sum_sq") if weighted else STATS
-        coefficient = self.router_aux_loss_coef
-        scores = logprobs(model, tokens, stats=stats, aux_loss=coefficient > 0)
+        with_router = self.router_aux_loss_coef > 0
+        scores = logprobs(model, tokens, stats=stats, aux_loss=with_router)
         pairs = self._pairs(scores, ref)
         loss = dpo_loss(pairs, self.args, self._weight(scores) if weighted else 1.0)
-        if scores.aux_loss is not None:
-            loss = loss + coefficient * scores.aux_loss
-            self.metrics.mean("aux_loss", scores.aux_loss)
         self._measure(scores, pairs)
-        self.count_tokens(sum(tokens.lengths))
-        loss = self.checked(loss)
-        return (loss, self._logits(model, inputs)) if return_outputs else loss
+        return Loss(loss, tokens, scores.aux_loss)
 
     def _weight(self, scores: LogProbs) -> torch.Tensor:
         """(B,) weights of WPO (arXiv 2406.11827, equation 2): exp of the mean over an answer of

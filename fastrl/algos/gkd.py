@@ -28,6 +28,7 @@ from fastrl.train import setup
 from fastrl.train.batch import IGNORED, Batch, describe, labelled_tokens
 from fastrl.train.drawing import InProcess, ends
 from fastrl.train.frozen import Reference, require_one_vocabulary
+from fastrl.train.offline import Loss
 from fastrl.train.teacher import teacher_model as checked_teacher
 from fastrl.types import Spans
 
@@ -337,35 +338,20 @@ class GKDTrainer(SFTTrainer):
 
     # --- loss ------------------------------------------------------------------------------------
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def loss(self, model: nn.Module, inputs: Batch, count: torch.Tensor | int | None) -> Loss:
         """The loss of one micro-batch, and its metrics.
 
         Args:
             model: what the trainer calls.
             inputs: `input_ids`, `attention_mask` and `labels` (B, T).
-            return_outputs: also return {"logits": (B, T, V), "labels"}, by a second forward.
-            num_items_in_batch: labels of the whole optimizer step over all processes; None: this
-                batch's own.
-
-        Returns:
-            the loss, a scalar; or (loss, outputs).
+            count: labels of the whole optimizer step over all processes; None: this batch's own.
         """
         tokens = labelled_tokens(inputs)
         found = divergences(model, self.teacher_model, tokens, self.beta)
         own = found.mask.sum()
-        loss = gkd_loss(found.divergence, own if num_items_in_batch is None else num_items_in_batch)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # DDP averages over them
+        loss = gkd_loss(found.divergence, own if count is None else count)
         self.metrics.ratio("entropy", found.entropy.sum(), own)
-        self.count_tokens(sum(tokens.lengths))
-        loss = self.checked(loss)
-        return (loss, self._logits(model, inputs)) if return_outputs else loss
+        return Loss(loss, tokens)
 
     def _logits(self, model: nn.Module, inputs: Batch) -> dict[str, torch.Tensor]:
         wanted = ("input_ids", "attention_mask", "labels")

@@ -20,6 +20,7 @@ from fastrl.legacy.binding import accepts_legacy
 from fastrl.legacy.kto import KTO
 from fastrl.models.policy import logprobs
 from fastrl.train.batch import Batch, masked_tokens
+from fastrl.train.offline import Loss
 from fastrl.train.preference import PreferenceTrainer
 from fastrl.types import LogProbs, Tokens
 
@@ -119,46 +120,31 @@ class KTOTrainer(PreferenceTrainer):
             kl = (logprobs(model, tokens).logp.sum(1) - ref_kl_logp).mean()
         return self.accelerator.reduce(kl, "mean").clamp(min=0)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def loss(self, model: nn.Module, inputs: Batch, count: torch.Tensor | int | None) -> Loss:
         """The loss of one micro-batch, and its metrics.
 
         Args:
             model: what the trainer calls.
             inputs: `input_ids`, `attention_mask`, `completion_mask` (B, T), `label` (B,), and for
                 the KL the same three (B, T') with the prefix KL_.
-            return_outputs: also return {"logits": (B, T, V), "labels"}, by a second forward.
-            num_items_in_batch: has no part in it; the loss is a mean over rows.
-
-        Returns:
-            the loss, a scalar; or (loss, outputs).
+            count: has no part in it; the loss is a mean over rows.
         """
         # Reference and KL run first: their activations and the policy's never live together.
         ref = inputs if "ref_logps" in inputs else self._ref_columns(model, inputs)
         tokens = masked_tokens(stacked(inputs), "completion_mask")
-        count = inputs["input_ids"].shape[0]
+        rows = inputs["input_ids"].shape[0]
         kl = torch.zeros((), device=inputs["input_ids"].device)
         if self.args.loss_type == "kto":
-            kl = self._kl(model, part(tokens, count, 2 * count), ref["ref_KL_logps"])
-        own = part(tokens, 0, count)
-        coefficient = self.router_aux_loss_coef
-        scores = logprobs(model, own, stats=("mean_logit",), aux_loss=coefficient > 0)
+            kl = self._kl(model, part(tokens, rows, 2 * rows), ref["ref_KL_logps"])
+        own = part(tokens, 0, rows)
+        with_router = self.router_aux_loss_coef > 0
+        scores = logprobs(model, own, stats=("mean_logit",), aux_loss=with_router)
         logp = scores.logp.sum(1)
         good = inputs["label"].bool()
         loss = kto_loss(logp - ref["ref_logps"], good, kl, self.args)
-        if scores.aux_loss is not None:
-            loss = loss + coefficient * scores.aux_loss
-            self.metrics.mean("aux_loss", scores.aux_loss)
         self.metrics.mean("kl", kl)
         self._measure(scores, good, logp, ref["ref_logps"])
-        self.count_tokens(sum(own.lengths))
-        loss = self.checked(loss)
-        return (loss, self._logits(model, inputs)) if return_outputs else loss
+        return Loss(loss, own, scores.aux_loss)
 
     def _measure(
         self, scores: LogProbs, good: torch.Tensor, logp: torch.Tensor, ref_logp: torch.Tensor

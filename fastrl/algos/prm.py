@@ -6,6 +6,7 @@ Solving math word problems with process- and outcome-based feedback, arXiv 2211.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from fastrl.train import setup
 from fastrl.train.accuracy import compute_accuracy
 from fastrl.train.answers import AnswerTrainer
 from fastrl.train.batch import Batch, labelled_tokens
+from fastrl.train.offline import Loss
 
 
 def prm_loss(
@@ -97,7 +99,7 @@ class PRMTrainer(AnswerTrainer):
     ) -> None:
         if isinstance(model, nn.Module):
             check_token_classes(model)
-        args = self._settled(model, args, train_dataset)
+        args = self._settled(model, args, train_dataset, data_collator)
         model, tokenizer = self._policy(
             model, args, processing_class, quantization_config, peft_config
         )
@@ -135,38 +137,25 @@ class PRMTrainer(AnswerTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["input_ids", "labels"]
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def loss(self, model: nn.Module, inputs: Batch, count: torch.Tensor | int | None) -> Loss:
         """The loss of one micro-batch, and its metrics.
 
         Args:
             model: what the trainer calls.
             inputs: `input_ids`, `attention_mask`, `labels` (B, T).
-            return_outputs: also return {"logits": (B, T, L), 0 where no label is, "labels"}.
-            num_items_in_batch: labels of the whole optimizer step over all processes; None: this
-                batch's own.
-
-        Returns:
-            the loss, a scalar; or (loss, outputs).
+            count: labels of the whole optimizer step over all processes; None: this batch's own.
         """
         tokens = labelled_tokens(inputs)
         logits, at = token_logits(model, tokens)
         labels = inputs["labels"].reshape(-1)[at]
-        count = max(len(at), 1) if num_items_in_batch is None else num_items_in_batch
+        count = max(len(at), 1) if count is None else count
         loss = prm_loss(logits, labels, count, self.args.label_smoothing_factor)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # DDP averages over them
         if self.model.training:  # of evaluation it is what compute_metrics says
             self.metrics.mean("accuracy", logits.argmax(1) == labels)
-        self.count_tokens(sum(tokens.lengths))
-        loss = self.checked(loss)
-        if not return_outputs:
-            return loss
-        whole = logits.new_zeros(inputs["labels"].numel(), logits.shape[1])
-        whole = whole.index_copy(0, at, logits.detach()).view(*inputs["labels"].shape, -1)
-        return loss, {"logits": whole, "labels": inputs["labels"]}
+        return Loss(loss, tokens, outputs=partial(_whole, logits.detach(), at, inputs["labels"]))
+
+
+def _whole(logits: torch.Tensor, at: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{"logits": (B, T, L), 0 where no label is, "labels": (B, T)} of (K, L) logits."""
+    whole = logits.new_zeros(labels.numel(), logits.shape[1]).index_copy(0, at, logits)
+    return {"logits": whole.view(*labels.shape, -1), "labels": labels}

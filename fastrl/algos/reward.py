@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from fastrl.legacy.reward import REWARD
 from fastrl.models.pooled import prepare_rewards, rewards
 from fastrl.train import setup
 from fastrl.train.batch import Batch, masked_tokens
-from fastrl.train.trainer import Trainer
+from fastrl.train.offline import Loss, OfflineTrainer
 
 
 def reward_loss(
@@ -50,7 +51,7 @@ def reward_loss(
 
 
 @accepts_legacy(REWARD, RewardConfig)
-class RewardTrainer(Trainer):
+class RewardTrainer(OfflineTrainer):
     """A sequence classifier with one label learns which of two answers was preferred.
 
     Args:
@@ -94,6 +95,7 @@ class RewardTrainer(Trainer):
     ) -> None:
         args = RewardConfig.of(args, setup.run_name(model, self._name))
         setup.check_dataset("train_dataset", train_dataset, args)
+        setup.check_collator(data_collator)
         set_seed(args.seed)
         model, tokenizer = self._assemble(
             model, args, processing_class, quantization_config, peft_config
@@ -156,23 +158,13 @@ class RewardTrainer(Trainer):
         pad = self.processing_class.pad_token_id
         return [pooled_column(row, pad) for row in inputs["input_ids"].cpu().numpy()]
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def loss(self, model: nn.Module, inputs: Batch, count: torch.Tensor | int | None) -> Loss:
         """The loss of one micro-batch, and its metrics.
 
         Args:
             model: what the trainer calls.
             inputs: `input_ids`, `attention_mask` (2B, T), chosen rows first; `margin` (B,) or none.
-            return_outputs: also return {"logits": (B, 2) softmax of the pair's rewards, "labels"}.
-            num_items_in_batch: has no part in it; the loss is a mean over pairs.
-
-        Returns:
-            the loss, a scalar; or (loss, outputs).
+            count: has no part in it; the loss is a mean over pairs.
         """
         tokens = masked_tokens(inputs, "attention_mask")
         found = rewards(model, tokens, self._pooled(inputs))
@@ -184,9 +176,10 @@ class RewardTrainer(Trainer):
         self.metrics.greatest("max_reward", found)
         self.metrics.mean("accuracy", chosen > rejected)
         self.metrics.mean("margin", chosen - rejected)
-        self.count_tokens(sum(tokens.lengths))
-        loss = self.checked(loss)
-        if not return_outputs:
-            return loss
-        pairs = torch.stack([chosen, rejected], dim=1).detach().softmax(1)
-        return loss, {"logits": pairs, "labels": torch.zeros_like(pairs[:, 0])}
+        return Loss(loss, tokens, outputs=partial(_preferences, found.detach()))
+
+
+def _preferences(found: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{"logits": (B, 2) softmax of each pair's rewards, "labels": (B,) zeros} of (2B,) rewards."""
+    pairs = torch.stack(found.chunk(2), dim=1).softmax(1)
+    return {"logits": pairs, "labels": torch.zeros_like(pairs[:, 0])}

@@ -21,7 +21,7 @@ from fastrl.legacy.sft import SFT
 from fastrl.models.policy import logprobs
 from fastrl.train import setup
 from fastrl.train.batch import IGNORED, Batch, labelled_tokens
-from fastrl.train.trainer import Trainer
+from fastrl.train.offline import Loss, OfflineTrainer
 
 Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
 
@@ -46,7 +46,7 @@ def sft_loss(logp: torch.Tensor, count: torch.Tensor | float, loss_type: str) ->
 
 
 @accepts_legacy(SFT, SFTConfig)
-class SFTTrainer(Trainer):
+class SFTTrainer(OfflineTrainer):
     """Supervised fine-tuning of a causal language model, without computing padding.
 
     Args:
@@ -93,7 +93,7 @@ class SFTTrainer(Trainer):
         formatting_func: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:
         args = self._config.of(args, setup.run_name(model, self._name))
-        self._check(train_dataset, args)
+        self._check(train_dataset, args, data_collator)
         set_seed(args.seed)
         self._formatting_func = formatting_func
         model, tokenizer = self._assemble(
@@ -116,7 +116,8 @@ class SFTTrainer(Trainer):
         )
 
     @staticmethod
-    def _check(dataset: Any, args: SFTConfig) -> None:
+    def _check(dataset: Any, args: SFTConfig, data_collator: Any) -> None:
+        setup.check_collator(data_collator)
         if isinstance(dataset, ConstantLengthDataset):
             if not dataset.infinite:
                 return
@@ -187,47 +188,27 @@ class SFTTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["input_ids", "labels", "seq_lengths"]
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def loss(self, model: nn.Module, inputs: Batch, count: torch.Tensor | int | None) -> Loss:
         """The loss of one micro-batch, and its metrics.
 
         Args:
             model: what the trainer calls.
             inputs: `input_ids`, `labels` (B, T) with `attention_mask`, or packed in one row.
-            return_outputs: also return {"logits": (B, T, V), "labels"}, by a second forward.
-            num_items_in_batch: labels of the whole optimizer step over all processes; None: this
-                batch's own.
-
-        Returns:
-            the loss, a scalar; or (loss, outputs).
+            count: labels of the whole optimizer step over all processes; None: this batch's own.
         """
         tokens = labelled_tokens(inputs)
-        coefficient = self.router_aux_loss_coef
+        with_router = self.router_aux_loss_coef > 0
         of_logits = self.compute_loss_func is not None or self.label_smoother is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not of_logits):
-            scores = logprobs(model, tokens, stats=("top1",), aux_loss=coefficient > 0)
-        if of_logits:
-            loss = self._loss_of_logits(model, inputs, num_items_in_batch)
-        else:
-            count = scores.mask.sum() if num_items_in_batch is None else num_items_in_batch
-            loss = sft_loss(scores.logp, count, self.args.loss_type)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # DDP averages over them
-        if scores.aux_loss is not None:
-            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-            loss = loss + coefficient * scores.aux_loss / steps
-            self.metrics.mean("aux_loss", scores.aux_loss)
+            scores = logprobs(model, tokens, stats=("top1",), aux_loss=with_router)
         valid = scores.mask.sum()
+        if of_logits:
+            loss = self._loss_of_logits(model, inputs, count)
+        else:
+            loss = sft_loss(scores.logp, valid if count is None else count, self.args.loss_type)
         self.metrics.ratio("entropy", scores.entropy.sum(), valid)
         self.metrics.ratio("mean_token_accuracy", scores.stats["top1"].sum(), valid)
-        self.count_tokens(sum(tokens.lengths))
-        loss = self.checked(loss)
-        return (loss, self._logits(model, inputs)) if return_outputs else loss
+        return Loss(loss, tokens, scores.aux_loss)
 
     def _loss_of_logits(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from fastrl.data.collate_classic import not_classic
 from fastrl.train import setup
 from fastrl.train.config import OfflineConfig
-from fastrl.train.trainer import Trainer
+from fastrl.train.offline import OfflineTrainer
 
 
-class AnswerTrainer(Trainer):
+class AnswerTrainer(OfflineTrainer):
     """A `Trainer` whose rows are prepared and collated as its class says.
 
     A subclass names its `_config`, how rows are prepared (`_prepare`) and collated (`_collator`);
@@ -56,9 +56,10 @@ class AnswerTrainer(Trainer):
             **more,
         )
 
-    def _settled(self, model: Any, args: Any, dataset: Any) -> Any:
-        """The trainer's own config, its dataset looked at and its seed set."""
+    def _settled(self, model: Any, args: Any, dataset: Any, data_collator: Any) -> Any:
+        """The trainer's own config, its dataset and collator looked at and its seed set."""
         args = self._config.of(args, setup.run_name(model, self._name))
+        setup.check_collator(data_collator)
         setup.check_dataset("train_dataset", dataset, args)
         set_seed(args.seed)
         return args

@@ -19,6 +19,7 @@ from fastrl.models.policy import logprobs
 from fastrl.train import setup
 from fastrl.train.answers import AnswerTrainer
 from fastrl.train.batch import IGNORED, Batch, masked_tokens
+from fastrl.train.offline import Loss
 from fastrl.types import LogProbs
 
 # Column of a side -> what its rows are padded with behind; the model sees none of it.
@@ -130,7 +131,7 @@ class ReferenceFreeTrainer(AnswerTrainer):
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         quantization_config: Any = None,
     ) -> None:
-        args = self._settled(model, args, train_dataset)
+        args = self._settled(model, args, train_dataset, data_collator)
         model, tokenizer = self._policy(
             chosen_model(model, model_init),
             args,
@@ -175,40 +176,26 @@ class ReferenceFreeTrainer(AnswerTrainer):
         """The loss of B pairs, a scalar; puts the algorithm's metrics to `self.metrics`."""
         raise NotImplementedError
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def loss(self, model: nn.Module, inputs: Batch, count: torch.Tensor | int | None) -> Loss:
         """The loss of one micro-batch, and its metrics.
 
         Args:
             model: what the trainer calls.
             inputs: for `chosen` and `rejected`, `_input_ids`, `_attention_mask` and `_labels`
                 (B, T), labels -100 outside the answer.
-            return_outputs: also return {"logits": (2,) means over chosen and rejected answers,
-                "labels": (2,) zeros}.
-            num_items_in_batch: has no part in it; the loss is a mean over pairs.
+            count: has no part in it; the loss is a mean over pairs.
 
-        Returns:
-            the loss, a scalar; or (loss, outputs).
+        `compute_metrics` sees as logits the (2,) means over chosen and over rejected answers.
         """
         whole = stacked(inputs, self._scores_prompt)
         tokens = masked_tokens(whole, "scored")
-        coefficient = self.router_aux_loss_coef
-        scores = logprobs(model, tokens, stats=("mean_logit",), aux_loss=coefficient > 0)
+        with_router = self.router_aux_loss_coef > 0
+        scores = logprobs(model, tokens, stats=("mean_logit",), aux_loss=with_router)
         answers = whole["labels"][:, 1:] != IGNORED
         loss = self.pair_loss(self._pairs(scores, answers))
-        if scores.aux_loss is not None:
-            loss = loss + coefficient * scores.aux_loss
-            self.metrics.mean("aux_loss", scores.aux_loss)
         logits = self._mean_logits(scores.stats["mean_logit"], answers)
-        self.count_tokens(sum(tokens.lengths))
-        loss = self.checked(loss)
         outputs = {"logits": logits, "labels": torch.zeros_like(logits)}
-        return (loss, outputs) if return_outputs else loss
+        return Loss(loss, tokens, scores.aux_loss, lambda: outputs)
 
     def _pairs(self, scores: LogProbs, answers: torch.Tensor) -> Pairs:
         """From (2B, T - 1) frames and the bool mask of the answers."""

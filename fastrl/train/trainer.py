@@ -46,7 +46,7 @@ def _without(method: Callable[..., Any], gained: str, kept: dict[str, Any]) -> C
 
 
 class Trainer(transformers.Trainer):
-    """What SFT, DPO, KTO and Reward have in common; an algorithm adds its data and `compute_loss`.
+    """What all trainers have in common; an algorithm adds its data and `compute_loss`.
 
     `compute_loss` receives a `Batch`: TRL's keys and padding, and the host's knowledge of the rows
     beside them. Metrics go to `self.metrics`, which reads nothing back before the next log. Before
