@@ -193,6 +193,7 @@ class GKDTrainer(SFTTrainer):
         args = self._config.of(args, setup.run_name(model, self._name))
         if formatting_func is not None:
             raise ValueError("formatting_func: rows are conversations; map them to `messages`")
+        setup.check_collator(data_collator)
         self._own_collator = data_collator is None
         self._given_teacher = checked_teacher(teacher_model, model, args)
         self.lmbda, self.beta, self.seq_kd = args.lmbda, args.beta, args.seq_kd

@@ -76,6 +76,7 @@ class IterativeSFTTrainer(Trainer):
         compute_metrics: Callable[..., dict[str, float]] | None = None,
     ) -> None:
         args = IterativeSFTConfig.of(args, setup.run_name(model, self._name))
+        setup.check_collator(data_collator)
         _check_parts(model, args, processing_class, optimizers, eval_dataset)
         model, tokenizer = self._assemble(model, args, processing_class)
         self.is_encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))

@@ -24,6 +24,7 @@ from fastrl.models.policy import logprobs
 from fastrl.ops.classic import clip_by_value, entropy_from_logits
 from fastrl.ops.gae import gae
 from fastrl.ops.shaped_rewards import shaped_rewards
+from fastrl.train import setup
 from fastrl.train.agreement import agreed
 from fastrl.train.classic_parts import checked_parts, default_adam, with_pad_token
 from fastrl.train.descent import Descent
@@ -120,7 +121,7 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
     `objective/ref_logprobs` are then 0.
 
     Raises:
-        ValueError: for an argument of the wrong type.
+        ValueError: for an argument of the wrong type; TypeError for a collator of one.
     """
 
     def __init__(
@@ -138,11 +139,12 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
     ) -> None:
         if not isinstance(config, PPOConfig):
             raise ValueError(f"config must be a PPOConfig, got {type(config).__name__}")
+        setup.check_collator(data_collator)
+        setup.check_collator(training_data_collator, "training_data_collator")
         model, tokenizer = checked_parts(model, ref_model, tokenizer, optimizer, lr_scheduler)
         self.tokenizer = with_pad_token(tokenizer)
         set_seed(config.seed)
-        self.config = config
-        self.model = model
+        self.config, self.model = config, model
         self.accelerator = self._start_accelerator()
         self.is_distributed = self.accelerator.num_processes > 1
         self._describe_run()
@@ -154,14 +156,12 @@ class PPOTrainer(PaddedPPO, metaclass=TwoForms):
         self.data_collator = training_data_collator or self._own_collator
         self.model_params = [p for p in model.parameters() if p.requires_grad]
         optimizer = optimizer or default_adam(self.model_params, config.learning_rate)
-        self.kl_ctl = kl_controller(config)
+        self.kl_ctl, self.running = kl_controller(config), RunningMoments(self.accelerator)
         self._prepare(optimizer, loader, lr_scheduler)
         self._descend = Descent(
             self.accelerator, self.optimizer, self.model_params, config.max_grad_norm
         )
-        self.running = RunningMoments(self.accelerator)
-        self.current_step = self.compare_step = 0
-        self.highest_reward = float("-inf")
+        self.current_step, self.compare_step, self.highest_reward = 0, 0, float("-inf")
         self._statistics_over = self.accelerator if config.global_statistics else None
 
     def step(

@@ -25,6 +25,7 @@ from fastrl.models.actor_critic import PolicyAndValue, Responses
 from fastrl.ops.gae import gae
 from fastrl.ops.shaped_rewards import shaped_rewards
 from fastrl.ops.whiten import whiten
+from fastrl.train import setup
 from fastrl.train.agreement import agreed
 from fastrl.train.statistics import check_finite
 
@@ -166,6 +167,7 @@ class PPOv2Trainer(PPORollout):
         peft_config: Any = None,
     ) -> None:
         args = PPOTrainConfig.of(args, "ppo")
+        setup.check_collator(data_collator)
         models = {
             "model": model,
             "ref_model": ref_model,

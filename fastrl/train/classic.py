@@ -18,6 +18,7 @@ from fastrl.models import PreTrainedModelWrapper, create_reference_model
 from fastrl.models.embeddings import position_limit, vocabulary_size
 from fastrl.models.policy import counts_pads, prepare_policy
 from fastrl.rollout.responses import generate_batched, generate_one
+from fastrl.train import setup
 from fastrl.train.agreement import agreed
 from fastrl.train.classic_parts import check_pad_id
 from fastrl.train.descent import Descent
@@ -137,10 +138,10 @@ class ClassicTrainer(PublishingTrainer):
         `config.remove_unused_columns` is False.
 
         Raises:
-            ValueError: if there are fewer rows than one batch, or the collator is no function.
+            ValueError: if there are fewer rows than one batch.
+            TypeError: if the collator is no function.
         """
-        if data_collator is not None and not callable(data_collator):
-            raise ValueError(f"data_collator must be callable, got {type(data_collator).__name__}")
+        setup.check_collator(data_collator)
         if hasattr(dataset, "remove_columns"):
             dataset = self._remove_unused_columns(dataset)
         if hasattr(dataset, "__len__") and len(dataset) < self.config.batch_size:

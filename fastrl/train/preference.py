@@ -65,7 +65,7 @@ class PreferenceTrainer(PairSamples, AnswerTrainer):
         quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
-        args = self._settled(model, args, train_dataset)
+        args = self._settled(model, args, train_dataset, data_collator)
         model, reference, tokenizer = self._assemble(
             model, ref_model, args, processing_class, quantization_config, peft_config
         )

@@ -68,6 +68,15 @@ def check_dataset(name: str, dataset: Any, args: OfflineConfig) -> None:
         args.accelerator_config.dispatch_batches = False
 
 
+def check_collator(data_collator: Any, name: str = "data_collator") -> None:
+    """Raise TypeError, naming the argument, for a collator that cannot be called."""
+    if data_collator is not None and not callable(data_collator):
+        raise TypeError(
+            f"{name} must be a function of a list of rows that returns a batch, got "
+            f"{data_collator!r:.80} ({type(data_collator).__name__}); leave it out for fastrl's own"
+        )
+
+
 def _dtype(given: Any) -> Any:
     if given is None or given == "auto" or isinstance(given, torch.dtype):
         return given
