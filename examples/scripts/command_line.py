@@ -51,6 +51,8 @@ SMOKE = {
     "num_generations": 2,
     "max_completion_length": 8,
 }
+# Flags of a script, or of its config, for what offline runs have of their own.
+NOT_OFFLINE = ("sft_model_path", "reward_funcs", "reward_model_name_or_path", "reward_model_path")
 
 
 def names_given(words: Sequence[str]) -> set[str]:
@@ -134,18 +136,19 @@ class Script:
         return self.first
 
     def _check(self, parser: TrlParser, options: tuple[Any, ...]) -> None:
-        given, script, _, model, mixture = options
+        given, script, args, model, mixture = options
         if not (given.dataset or given.smoke):
             if given.model is not None:
                 parser.error("--model is for --dataset FOLDER; with a hub: --model_name_or_path")
             return
-        for name, value in (
-            ("--model_name_or_path (use --model)", model.model_name_or_path),
-            ("--dataset_name", script.dataset_name),
-            ("datasets", mixture.datasets),
-            ("--reward_funcs", getattr(script, "reward_funcs", None)),
-            ("--reward_model_name_or_path", getattr(script, "reward_model_name_or_path", None)),
-        ):
+        named = {
+            "--model_name_or_path (use --model)": model.model_name_or_path,
+            "--dataset_name": script.dataset_name,
+            "datasets": mixture.datasets,
+        }
+        for name in NOT_OFFLINE:
+            named[f"--{name}"] = getattr(script, name, None) or getattr(args, name, None)
+        for name, value in named.items():
             if value:
                 parser.error(f"--dataset FOLDER has all it needs: leave out {name}")
 

@@ -19,43 +19,12 @@ both answers to a problem: the policy's and the mixture's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
-import grpo
-from command_line import Script
+import two_answers
 
 from fastrl import NashMDConfig, NashMDTrainer
-from fastrl.cli.nash_md import judged_arguments
-from fastrl.cli.rewarded import RewardedArguments
-from fastrl.cli.training import load_quantised
 
-OFFLINE = {
-    "output_dir": "runs/nash_md",
-    "max_steps": 50,
-    "per_device_train_batch_size": 32,
-    "per_device_eval_batch_size": 32,
-    "max_new_tokens": 128,
-    "temperature": 0.7,  # as the samples are drawn; a model this small rambles at 1
-    "learning_rate": 3e-4,
-}
-
-
-def made(kind: type, args: Any, quantization_config: Any = None, **given: Any) -> Any:
-    """The trainer, whose config says how a model is loaded."""
-    load_quantised(args, quantization_config)
-    return kind(args=args, **given)
-
-
-SCRIPT = Script(
-    NashMDTrainer,
-    NashMDConfig,
-    partial(grpo.learn, partial(made, NashMDTrainer), "Nash-MD", entropy="objective/entropy"),
-    __doc__,
-    OFFLINE,
-    options=RewardedArguments,
-    keywords=judged_arguments,
-)
+SCRIPT = two_answers.script(NashMDTrainer, NashMDConfig, "Nash-MD", __doc__, "runs/nash_md")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:

@@ -13,27 +13,12 @@ Offline, figures are of both answers to a problem: the policy's and the referenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
-import grpo
-import nash_md
-from command_line import Script
+import two_answers
 
 from fastrl import XPOConfig, XPOTrainer
-from fastrl.cli.nash_md import judged_arguments
-from fastrl.cli.rewarded import RewardedArguments
 
-OFFLINE = {**nash_md.OFFLINE, "output_dir": "runs/xpo"}
-
-SCRIPT = Script(
-    XPOTrainer,
-    XPOConfig,
-    partial(grpo.learn, partial(nash_md.made, XPOTrainer), "XPO", entropy="objective/entropy"),
-    __doc__,
-    OFFLINE,
-    options=RewardedArguments,
-    keywords=judged_arguments,
-)
+SCRIPT = two_answers.script(XPOTrainer, XPOConfig, "XPO", __doc__, "runs/xpo")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]] | None:

@@ -19,7 +19,7 @@ TOOLS = {
 # Modules with `HELP`, `make_parser` and `main`; they may start several processes.
 TRAINING = (
     "sft", "dpo", "orpo", "cpo", "kto", "bco", "reward", "prm",
-    "grpo", "rloo", "nash_md", "xpo", "distillation", "gkd", "ppo",
+    "grpo", "rloo", "online_dpo", "nash_md", "xpo", "distillation", "gkd", "ppo",
     "ddpo", "alignprop",
 )  # fmt: skip
 

@@ -18,31 +18,9 @@ def make_parser(subparsers: Any = None, prog: str | None = None) -> Any:
     return parser_for(fastrl.NashMDConfig, "nash_md", HELP, subparsers, prog, RewardedArguments)
 
 
-def judged_arguments(
-    script_args: Any, training_args: Any, model_args: Any, dataset_args: Any
-) -> dict[str, Any]:
-    """The keywords of NashMDTrainer and XPOTrainer; `reward_model_path` is a reward too.
-
-    Their configs say how a model is loaded, quantisation included.
-
-    Raises:
-        ValueError: no model, no dataset or no reward, or two reward models.
-    """
-    from fastrl.cli.rewarded import rewarded_arguments
-    from fastrl.cli.training import load_quantised
-
-    path = training_args.reward_model_path
-    if path is not None and script_args.reward_model_name_or_path is not None:
-        raise ValueError("reward_model_path and reward_model_name_or_path name two; give one")
-    if path is not None:
-        script_args.reward_model_name_or_path = path
-    given = rewarded_arguments(script_args, training_args, model_args, dataset_args)
-    load_quantised(training_args, given.pop("quantization_config"))
-    return given
-
-
 def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
     """Train as the options say."""
+    from fastrl.cli.rewarded import judged_arguments
     from fastrl.cli.training import fit
 
     arguments = judged_arguments(script_args, training_args, model_args, dataset_args)

@@ -1,4 +1,4 @@
-"""What `fastrl grpo` and `fastrl rloo` share: rewards named on the command line."""
+"""What the commands that draw answers share: rewards named on the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastrl.cli.training import trainer_arguments
+from fastrl.cli.training import load_quantised, trainer_arguments
 from fastrl.legacy import closest
 from fastrl.rewards import (
     accuracy_reward,
@@ -132,3 +132,27 @@ def rewarded_arguments(
     rewards = reward_functions(script_args, training_args)
     given = trainer_arguments(script_args, training_args, model_args, dataset_args)
     return {**given, "reward_funcs": rewards}
+
+
+def judged_arguments(
+    script_args: RewardedArguments,
+    training_args: Any,
+    model_args: ModelConfig,
+    dataset_args: DatasetMixtureConfig,
+) -> dict[str, Any]:
+    """The keywords of OnlineDPOTrainer, NashMDTrainer and XPOTrainer.
+
+    Their configs say how a model is loaded, quantisation included, and may name a reward model in
+    `reward_model_path`.
+
+    Raises:
+        ValueError: no model, no dataset or no reward, or two reward models.
+    """
+    path = training_args.reward_model_path
+    if path is not None and script_args.reward_model_name_or_path is not None:
+        raise ValueError("reward_model_path and reward_model_name_or_path name two; give one")
+    if path is not None:
+        script_args.reward_model_name_or_path = path
+    given = rewarded_arguments(script_args, training_args, model_args, dataset_args)
+    load_quantised(training_args, given.pop("quantization_config"))
+    return given

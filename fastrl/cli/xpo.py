@@ -20,7 +20,7 @@ def make_parser(subparsers: Any = None, prog: str | None = None) -> Any:
 
 def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
     """Train as the options say."""
-    from fastrl.cli.nash_md import judged_arguments
+    from fastrl.cli.rewarded import judged_arguments
     from fastrl.cli.training import fit
 
     arguments = judged_arguments(script_args, training_args, model_args, dataset_args)

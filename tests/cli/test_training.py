@@ -165,6 +165,7 @@ def flags(tiny, out, rows, *more):
         ("reward", "pairs", "judge", "RewardTrainer"),
         ("grpo", "prompts", "lm", "GRPOTrainer"),
         ("rloo", "prompts", "lm", "RLOOTrainer"),
+        ("online_dpo", "prompts", "lm", "OnlineDPOTrainer"),
         ("nash_md", "prompts", "lm", "NashMDTrainer"),
         ("xpo", "prompts", "lm", "XPOTrainer"),
         ("distillation", "prompts", "lm", "DistillationTrainer"),
@@ -182,7 +183,7 @@ def test_training_commands_train(tiny, tmp_path, monkeypatch, command, rows, mod
         words += ["--reward_model_name_or_path", str(tiny / "judge"), "--num_generations", "2"]
         words += ["--reward_funcs", "think_format_reward", "tests.cli.test_training.shortness"]
         words += ["--max_completion_length", "4"]
-    if command in ("nash_md", "xpo"):
+    if command in ("online_dpo", "nash_md", "xpo"):
         words += ["--reward_model_path", str(tiny / "judge"), "--max_new_tokens", "4"]
         words += ["--reward_funcs", "tests.cli.test_training.shortness"]
     if command in ("distillation", "gkd"):

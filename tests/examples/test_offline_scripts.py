@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "examples" / "scripts"
 NAMES = (
     "sft", "dpo", "orpo", "cpo", "kto", "bco", "reward_modeling", "prm", "grpo", "rloo",
-    "distillation", "gkd", "nash_md", "xpo",
+    "distillation", "gkd", "dpo_online", "nash_md", "xpo",
 )  # fmt: skip
 GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 

@@ -14,6 +14,8 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from fastrl import get_peft_config, get_quantization_config
+from fastrl.cli.rewarded import judged_arguments
+from fastrl.rewards import think_format_reward
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "scripts"
 
@@ -255,6 +257,48 @@ LINES = {
             "response_length": 53,
         },
     ),
+    "dpo_online of 0.11.4": (
+        "dpo_online",
+        "--model_name_or_path trl-lib/pythia-1b-deduped-tldr-sft --reward_model_path "
+        "trl-lib/pythia-1b-deduped-tldr-rm --dataset_name trl-lib/tldr --learning_rate 5.0e-6 "
+        "--output_dir out --per_device_train_batch_size 16 --gradient_accumulation_steps 8 "
+        "--warmup_ratio 0.1 --missing_eos_penalty 1.0 --use_peft --torch_dtype bfloat16 "
+        "--evaluation_strategy no --dataset_num_proc 4 --beta 0.2 0.1 --loss_type ipo",
+        {
+            "model_name_or_path": "trl-lib/pythia-1b-deduped-tldr-sft",
+            "reward_model_path": "trl-lib/pythia-1b-deduped-tldr-rm",
+            "dataset_name": "trl-lib/tldr",
+            "learning_rate": 5e-6,
+            "per_device_train_batch_size": 16,
+            "gradient_accumulation_steps": 8,
+            "warmup_steps": 0.1,
+            "missing_eos_penalty": 1.0,
+            "use_peft": True,
+            "dtype": "bfloat16",
+            "eval_strategy": "no",
+            "beta": [0.2, 0.1],
+            "loss_type": "ipo",
+            "max_new_tokens": 64,
+            "temperature": 0.9,
+        },
+    ),
+    "dpo_online of 1.16": (
+        "dpo_online",
+        "--model_name_or_path Qwen/Qwen2-0.5B-Instruct --reward_model_path r --dataset_name d "
+        "--warmup_steps 0.1 --eval_strategy steps --eval_steps 50 --dtype float16 --max_length "
+        "256 --max_new_tokens 32 --top_k 5 --generation_kwargs '{\"min_p\": 0.1}' --report_to none",
+        {
+            "learning_rate": 5e-7,
+            "warmup_steps": 0.1,
+            "eval_steps": 50,
+            "dtype": "float16",
+            "max_length": 256,
+            "max_new_tokens": 32,
+            "top_k": 5,
+            "generation_kwargs": {"min_p": 0.1},
+            "report_to": [],
+        },
+    ),
     "the Trainer guide's logging": (
         "sft",
         SFT + "--log_level warning --log_level_replica error --log_on_each_node 0",
@@ -307,6 +351,24 @@ def test_rloo_script_starts_from_the_policy_of_0_11_s_flags(read, monkeypatch):
     )
     rloo.rloo_arguments(*parts)
     assert (names["model_name_or_path"], names["reward_model_name_or_path"]) == ("s", "r")
+
+
+def test_a_reward_model_of_the_config_is_the_first_reward(read, monkeypatch):
+    trainer_arguments = lambda *_: {"quantization_config": None}  # noqa: E731
+    monkeypatch.setattr("fastrl.cli.rewarded.trainer_arguments", trainer_arguments)
+
+    def rewards(flags):
+        _, (_, *parts) = read("dpo_online", f"{SFT} {flags}")
+        return judged_arguments(*parts)["reward_funcs"]
+
+    assert rewards("--reward_model_path r") == ["r"]
+    both = rewards("--reward_model_path r --reward_funcs think_format_reward")
+    assert both == ["r", think_format_reward]
+    assert rewards("--reward_model_name_or_path r") == ["r"]
+    with pytest.raises(ValueError, match="reward_model_name_or_path name two; give one"):
+        rewards("--reward_model_path r --reward_model_name_or_path s")
+    with pytest.raises(ValueError, match="nothing is rewarded"):
+        rewards("")
 
 
 @pytest.mark.parametrize("flag", ["", "--sanity_check"])
@@ -363,6 +425,9 @@ def test_a_config_file_yields_to_flags_and_brings_the_offline_defaults(read, tmp
         ("dpo", SFT + "--label_pad_token_id 5", "label_pad_token_id"),
         ("rloo", SFT + "--total_episodes 9", "write max_steps= or num_train_epochs="),
         ("grpo", "--smoke --reward_funcs accuracy_reward", "leave out --reward_funcs"),
+        ("rloo", "--smoke --sft_model_path s", "leave out --sft_model_path"),
+        ("dpo_online", "--smoke --reward_model_path r", "leave out --reward_model_path"),
+        ("dpo_online", SFT + "--judge pair_rm", "pass judge= to the trainer"),
         ("ppo_train", "--total_episode 9", "did you mean '--total_episodes'"),
         ("ppo_train", "--smoke --dataset_name d", "leave out --dataset_name"),
     ],
