@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tests.algos.bco_prm_parity import ranks
-from tests.algos.test_offline_two_ranks import launched
+from tests.two_ranks import run
 
 
 @pytest.mark.slow
 def test_two_ranks_of_four_are_one_of_eight(tmp_path):
     (tmp_path / "two").mkdir()
-    first, second = launched(ranks.__file__, tmp_path / "two")
+    first, second = run(ranks.__file__, tmp_path / "two")
     for name, one in ranks.train(1, tmp_path / "one").items():
         for key, weight in one["weights"].items():
             two = first[name]["weights"][key]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import types
 from concurrent.futures import Future
@@ -28,6 +26,8 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "examples" / "scripts")]
 
 import tiny_pipeline  # noqa: E402
 from ddpo_parity.cases import CASES, COMMON, Prompts, reward, run_case  # noqa: E402
+
+from tests import two_ranks  # noqa: E402
 
 RECORDED = json.loads((HERE.parent / "fixtures" / "ddpo.json").read_text())["cases"]
 FASTRL = types.SimpleNamespace(
@@ -395,14 +395,7 @@ def test_brightness_rises(folder):
 def test_two_ranks_learn_together(tmp_path):
     """Their images differ, their weights do not; they resume, and one bad reward stops both."""
     tiny_pipeline.save(tmp_path / "pipeline")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", str(HERE / "ddpo_two_ranks" / "worker.py"), str(tmp_path)]
-    path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    assert all(file.exists() for file in files), done.stderr[-3000:]
-    first, second = (torch.load(file, weights_only=False) for file in files)
+    first, second = two_ranks.run(HERE / "ddpo_two_ranks" / "worker.py", tmp_path)
     for name in ("start", "weights", "again", "averaged"):
         assert torch.equal(first[name], second[name]), name
     assert not torch.equal(first["start"], first["weights"])
@@ -416,3 +409,5 @@ def test_two_ranks_learn_together(tmp_path):
     assert first["kept"] == second["kept"]
     assert sum(one["count"] for one in first["kept"].values()) == 12
     assert "failed on rank 1" in first["refused"] and "not finite" in second["refused"]
+    assert "no picture" in first["hook"] and "hook failed on rank 0" in second["hook"]
+    assert "failed on rank 1" in first["alignprop"] and "no_grad()" in second["alignprop"]

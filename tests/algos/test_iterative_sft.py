@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import types
 import warnings
@@ -25,6 +23,8 @@ sys.path.insert(0, str(HERE))
 from iterative_parity.cases import CASES, DROPOUTS, MODELS, run_case  # noqa: E402
 from iterative_two_ranks import worker  # noqa: E402
 from ppo_parity.cases import fill, make_tokenizer, tiny_config  # noqa: E402
+
+from tests import two_ranks  # noqa: E402
 
 RECORDED = json.loads((HERE.parent / "fixtures" / "iterative_sft.json").read_text())["cases"]
 FASTRL = types.SimpleNamespace(IterativeSFTTrainer=IterativeSFTTrainer)
@@ -458,15 +458,7 @@ def test_the_model_is_saved_with_its_card(make, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_learn_as_one_and_stop_together(tmp_path):
-    root = str(HERE.parents[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", str(HERE / "iterative_two_ranks" / "worker.py"), str(tmp_path)]
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=200, capture_output=True, text=True)
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    assert all(file.exists() for file in files), done.stderr[-3000:]
-    first, second = (torch.load(file, weights_only=False) for file in files)
+    first, second = two_ranks.run(HERE / "iterative_two_ranks" / "worker.py", tmp_path, timeout=200)
     alone = worker.train(tmp_path, 0, 1)
     for name, weight in alone["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name

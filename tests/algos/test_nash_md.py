@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from datasets import Dataset
@@ -14,6 +9,7 @@ from datasets import Dataset
 from fastrl.algos.nash_md import NashMDTrainer, nash_md_loss
 from fastrl.algos.nash_md_config import NashMDConfig
 from fastrl.rewards.judges import BasePairwiseJudge
+from tests import two_ranks
 from tests.algos.offline_parity.making import model, tokenizer
 from tests.algos.online_dpo_parity import ranks, running
 from tests.algos.test_online_dpo import PROMPTS, column, settings, vowels
@@ -188,12 +184,7 @@ def test_what_a_trainer_refuses(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_of_two_prompts_are_one_of_four(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", ranks.__file__, str(tmp_path), "NashMD", "balance_ranks"]
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
-    assert (tmp_path / "logs.json").exists(), done.stderr[-3000:]
+    said = two_ranks.start(ranks.__file__, tmp_path, "NashMD", "balance_ranks")
+    assert (tmp_path / "logs.json").exists(), said
     alone = ranks.run(tmp_path / "one", 1, {}, "NashMD")
     assert running.differences(ranks.read(tmp_path), alone) == []

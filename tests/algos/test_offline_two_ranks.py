@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.algos.offline_two_ranks import worker
+from tests.two_ranks import run
 
 pytestmark = pytest.mark.slow
 
 
 def two_ranks(task: str, kind: str, folder: Path) -> list[dict]:
-    return launched(worker.__file__, folder, task, kind)
-
-
-def launched(script: str, folder: Path, *words: str) -> list[dict]:
-    """What each of two ranks of a script wrote to the folder."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", script, *words, str(folder)]
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
-    files = [folder / f"{rank}.pt" for rank in range(2)]
-    assert all(file.exists() for file in files), done.stderr[-3000:]
-    return [torch.load(file, weights_only=False) for file in files]
+    return run(worker.__file__, folder, task, kind)
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "cpo", "reward"])

@@ -5,12 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import os
 import shutil
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +18,7 @@ from fastrl import OnlineDPOConfig, OnlineDPOTrainer
 from fastrl.algos.dpo_losses import LOSSES
 from fastrl.algos.online_dpo import by_reward, preferences
 from fastrl.rewards.judges import BasePairwiseJudge
+from tests import two_ranks
 from tests.algos.offline_parity.making import model, tokenizer
 from tests.algos.online_dpo_parity import cases, ranks, running
 
@@ -551,11 +548,6 @@ def test_called_in_the_order_of_0_11(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [{}, {"balance_ranks": True}], ids=["", "balanced"])
 def test_two_ranks_of_two_prompts_are_one_of_four(tmp_path, given):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", ranks.__file__, str(tmp_path), *given]
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
-    assert (tmp_path / "logs.json").exists(), done.stderr[-3000:]
+    said = two_ranks.start(ranks.__file__, tmp_path, *given)
+    assert (tmp_path / "logs.json").exists(), said
     assert running.differences(ranks.read(tmp_path), ranks.run(tmp_path / "one", 1, {})) == []

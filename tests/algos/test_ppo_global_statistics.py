@@ -1,14 +1,13 @@
 """Two ranks of 16 rows equal one of 32 (`global_statistics`); a bad row on one stops both."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from tests import two_ranks
 
 WORKER = Path(__file__).parent / "two_ranks" / "worker.py"
 
@@ -16,15 +15,8 @@ pytestmark = pytest.mark.slow
 
 
 def run_two_ranks(task, folder):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", str(WORKER), task, str(folder)]
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
-    files = [folder / f"{task}.{rank}.pt" for rank in range(2)]
-    assert all(f.exists() for f in files), done.stderr[-3000:]
-    return [torch.load(f, weights_only=False) for f in files]
+    said = two_ranks.start(WORKER, task, folder)
+    return two_ranks.results([folder / f"{task}.{rank}.pt" for rank in range(2)], said)
 
 
 def test_two_ranks_of_16_equal_one_of_32(tmp_path):

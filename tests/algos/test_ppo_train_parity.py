@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 from torch.utils.data import SequentialSampler
 
 import fastrl
+from tests import two_ranks
 from tests.algos.ppo_train_parity import cases, running, worker
 
 RECORDED = Path(__file__).parent / "ppo_train_parity" / "recorded"
@@ -57,15 +55,7 @@ def test_logs_and_learns_what_trl_does(case: cases.Case) -> None:
 def test_two_ranks_log_and_learn_what_trl_does(tmp_path: Path) -> None:
     recorded = [json.loads((RECORDED / f"two_ranks.rank{r}.json").read_text()) for r in range(2)]
     torch.save([rank["order"] for rank in recorded], tmp_path / "orders.pt")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", worker.__file__, str(tmp_path)]
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True)
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    assert all(file.exists() for file in files), done.stderr[-3000:]
-    first, second = (torch.load(file) for file in files)
+    first, second = two_ranks.run(worker.__file__, tmp_path)
     judge(first, recorded[0], ())
     assert second["order"] == recorded[1]["order"]
     for name, weight in first["weights"].items():

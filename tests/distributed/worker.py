@@ -23,6 +23,8 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy
 
+from tests.two_ranks import leave
+
 STEPS = 4
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 4,
@@ -274,10 +276,7 @@ def main() -> None:
         if "error" in found:
             os._exit(1)  # the other rank may wait for this one for ever
         AcceleratorState._reset_state()
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from tests import two_ranks
 
 FAKE = Path(__file__).parent / "fake_vllm"
 
@@ -18,14 +16,8 @@ def test_two_ranks(tmp_path):
     facts = tmp_path / "site" / "vllm-0.31.0.dist-info"
     facts.mkdir(parents=True)
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.31.0\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node=2", str(FAKE / "worker.py"), str(tmp_path)]
-    path = os.pathsep.join(map(str, (FAKE.parents[2], FAKE, facts.parent)))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=env, timeout=150, capture_output=True, text=True)
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    assert all(file.exists() for file in files), done.stderr[-3000:]
-    first, second = (torch.load(file) for file in files)
+    path = (FAKE, facts.parent)
+    first, second = two_ranks.run(FAKE / "worker.py", tmp_path, timeout=150, on_path=path)
     for rank in (first, second):
         assert len(rank["weights"]) == 5
         assert max(rank["weights"].values()) < 1e-6, rank["weights"]

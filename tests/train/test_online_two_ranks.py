@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests import two_ranks
 from tests.train.online_two_ranks import worker
 
 pytestmark = pytest.mark.slow
@@ -19,15 +15,7 @@ pytestmark = pytest.mark.slow
 def ranks(tmp_path_factory) -> list[dict]:
     """What either rank found, by kind."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", worker.__file__, str(folder)]
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=600, capture_output=True, text=True)
-    files = [folder / f"{rank}.pt" for rank in range(2)]
-    assert all(file.exists() for file in files), done.stderr[-3000:]
-    return [torch.load(file, weights_only=False) for file in files]
+    return two_ranks.run(worker.__file__, folder, timeout=600)
 
 
 def same(one, two):

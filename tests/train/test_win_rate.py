@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
-import os
 import random
-import subprocess
 import sys
 import types
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +18,7 @@ from transformers import GenerationConfig, Trainer, TrainingArguments
 from fastrl import DPOConfig, DPOTrainer
 from fastrl.rewards.judges import BasePairwiseJudge, RandomPairwiseJudge
 from fastrl.train.callbacks import WinRateCallback
+from tests import two_ranks
 from tests.algos.offline_parity.making import model, tokenizer
 from tests.train.win_rate_two_ranks import worker
 
@@ -241,13 +239,8 @@ def test_arguments_that_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_share_the_answers_and_one_is_judged(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", worker.__file__, str(tmp_path)]
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=200, capture_output=True, text=True)
-    assert (tmp_path / "rank1.json").exists(), done.stderr[-3000:]
+    said = two_ranks.start(worker.__file__, tmp_path, timeout=200)
+    assert (tmp_path / "rank1.json").exists(), said
     first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
     assert second == {"asked": [], "rates": first["rates"]}
     alone = worker.run(tmp_path / "one", 1)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 import fastrl
 from tests.algos.bco_prm_parity import running
 from tests.algos.bco_prm_parity.regression import regression
 from tests.algos.bco_prm_parity.running import Case
+from tests.two_ranks import leave
 
 CASES = (
     Case("bco", "BCO", matched=True, reference=True, steps=3),
@@ -43,10 +43,7 @@ def main() -> None:
     """Run as this rank."""
     folder = Path(sys.argv[1])
     torch.save(train(int(os.environ["WORLD_SIZE"]), folder), folder / f"{os.environ['RANK']}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

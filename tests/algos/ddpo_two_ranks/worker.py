@@ -17,9 +17,12 @@ sys.path[:0] = [str(ROOT / "tests" / "algos"), str(ROOT / "examples" / "scripts"
 
 from ddpo_parity.cases import COMMON, reward  # noqa: E402
 
+from fastrl.algos.align_prop import AlignPropTrainer  # noqa: E402
+from fastrl.algos.align_prop_config import AlignPropConfig  # noqa: E402
 from fastrl.algos.ddpo import DDPOTrainer  # noqa: E402
 from fastrl.algos.ddpo_config import DDPOConfig  # noqa: E402
 from fastrl.models.diffusion import DefaultDDPOStableDiffusionPipeline  # noqa: E402
+from tests.two_ranks import leave  # noqa: E402
 
 
 class Quiet(DefaultDDPOStableDiffusionPipeline):
@@ -61,6 +64,23 @@ def averaged(trainer: DDPOTrainer, rank: int) -> torch.Tensor:
     return descend.parameters[0].grad
 
 
+def aligned(folder: Path, rank: int) -> AlignPropTrainer:
+    """An `AlignPropTrainer` whose rewards have no gradient on rank 1."""
+    every_step = {"truncated_backprop_rand": False, "truncated_backprop_timestep": 0}
+    config = AlignPropConfig(**COMMON, **every_step, logdir=str(folder / "aligned"))
+    scored = lambda *given: (reward(*given)[0].detach() if rank else reward(*given)[0], {})  # noqa: E731
+    return AlignPropTrainer(config, scored, prompt, Quiet(str(folder / "pipeline")))
+
+
+def refusal(trainer: DDPOTrainer | AlignPropTrainer) -> str:
+    """What a step raises."""
+    try:
+        trainer.step(4, 4)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def main() -> None:
     """Run as this rank."""
     warnings.simplefilter("ignore")
@@ -78,15 +98,12 @@ def main() -> None:
     again.train(3)
     found |= {"again": weights(again), "averaged": averaged(again, rank)}
     again.reward_fn = lambda *given: (reward(*given)[0] / (1 - rank), {})
-    try:
-        again.step(4, 4)
-    except (ValueError, RuntimeError) as error:
-        found["refused"] = f"{type(error).__name__}: {error}"
+    found["refused"] = refusal(again)
+    again.reward_fn, again.image_samples_callback = reward, lambda *_: int("no picture")
+    found["hook"] = refusal(again)
+    found["alignprop"] = refusal(aligned(folder, rank))
     torch.save(found, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,6 +17,7 @@ from ppo_parity.cases import fill, make_tokenizer, tiny_config
 
 from fastrl.algos.iterative_sft import IterativeSFTTrainer
 from fastrl.algos.iterative_sft_config import IterativeSFTConfig
+from tests.two_ranks import leave
 
 # Rows of one length: each batch's loss is a mean over its own tokens.
 ROWS = list(torch.randint(3, 60, (8, 6), generator=torch.Generator().manual_seed(0)))
@@ -71,10 +71,7 @@ def main() -> None:
     found["uneven"] = refused(trainer, ROWS[: rank + 1])
     found["one_bad"] = refused(trainer, [ROWS[0], torch.tensor([3, 64] if rank else [3, 4])])
     torch.save(found, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import TrainerCallback
 
 from tests.train.test_trainer import build
+from tests.two_ranks import leave
 
 # Its NLL is a mean over the tokens of a micro-batch, in TRL too, and so not that of the whole step.
 MORE = {"cpo": {"cpo_alpha": 0.0}}
@@ -60,10 +60,7 @@ def main() -> None:
     place = Path(folder)
     result = train(world, kind, place, []) if task == "train" else bad(kind, place)
     torch.save(result, place / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from tests.algos.online_dpo_parity import cases, running
 from tests.algos.online_parity import making
 from tests.algos.two_model_parity import cases as two_model_parity
+from tests.two_ranks import leave
 
 
 def give(trainer: Any, script: running.Script) -> None:
@@ -64,10 +64,7 @@ def main() -> None:
     logs = run(Path(folder), int(os.environ["WORLD_SIZE"]), dict.fromkeys(flags, True), name)
     if os.environ["RANK"] == "0":
         (Path(folder) / "logs.json").write_text(json.dumps(logs))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests import two_ranks
+
 
 def start(library: str, folder: Path, timeout: float) -> dict[str, Any]:
     """Run every case of `cases.RANKS` on two ranks of this interpreter.
@@ -24,14 +25,9 @@ def start(library: str, folder: Path, timeout: float) -> dict[str, Any]:
     Returns:
         for each case what `running.run` found, `asked` a list of both ranks'; or {"error": why}.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", __file__, library, str(folder)]
-    root = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, timeout=timeout, capture_output=True, text=True)
+    said = two_ranks.start(__file__, library, folder, timeout=timeout)
     found = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
-    assert found, done.stderr[-3000:]
+    assert found, said
     return found
 
 
@@ -59,10 +55,7 @@ def main() -> None:
             asked = [one.get("asked") for one in several]
             kept = wrong or found | {"asked": asked}
             Path(place, f"{case.name}.json").write_text(json.dumps(kept))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    two_ranks.leave()
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import SequentialSampler
 
 import fastrl
 from tests.algos.ppo_train_parity.cases import TWO_RANKS
 from tests.algos.ppo_train_parity.running import rows_of_a_batch, run
+from tests.two_ranks import leave
 
 
 def interleaved(orders: list[list[list[int]]], size: int) -> list[list[int]]:
@@ -39,10 +39,7 @@ def main() -> None:
     for name, parameter in trainers[0].model.named_parameters():
         weights[name] = parameter.detach().clone()
     torch.save({**found, "weights": weights}, place / f"{os.environ['RANK']}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from fastrl.rollout import Request, Sampling, vllm_transfer
 from fastrl.rollout.vllm_engine import Colocated
 from fastrl.rollout.vllm_server import Server
 from fastrl.rollout.vllm_weights import blocks, unchanged
+from tests.two_ranks import leave
 
 CPU = torch.device("cpu")
 REQUESTS = (
@@ -169,10 +169,7 @@ def main() -> None:
         "served": served(accelerator),
     }
     torch.save(result, folder / f"{dist.get_rank()}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

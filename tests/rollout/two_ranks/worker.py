@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from fastrl.models import prepare_policy
 from fastrl.rollout import Engine, Request, Sampling
 from fastrl.rollout.serving import served, serving
+from tests.two_ranks import leave
 
 REQUESTS = (
     [Request((5, 6, 7), (1, 2), (14, 9)), Request((8,), (3,), (4,)), Request((9, 9), (4,), (2,))],
@@ -67,10 +67,7 @@ def main() -> None:
     again = answers(policy, REQUESTS[rank])
     result = {"alone": alone, "together": together, "again": again, "passes": counted}
     torch.save(result, Path(folder) / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

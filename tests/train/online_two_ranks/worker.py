@@ -9,13 +9,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.distributed as dist
 from datasets import Dataset
 
 from fastrl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from fastrl.rollout import Completion
 from fastrl.train.drawing import Drawing
 from tests.algos.offline_parity.making import model, tokenizer
+from tests.two_ranks import leave
 
 PROMPTS = ["abc", "hello you", "9 + 3 is what", "xy"]
 GROUP = 4
@@ -111,10 +111,7 @@ def main() -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     place = Path(sys.argv[1])
     torch.save({kind: train(kind, world, place) for kind in KINDS}, place / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from datasets import Dataset
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from fastrl.rewards.judges import BasePairwiseJudge
 from fastrl.train.callbacks import WinRateCallback
 from tests.algos.offline_parity.making import model, tokenizer
+from tests.two_ranks import leave
 
 PROMPTS = ["abc", "hello", "9 is", "xy", "so"]
 
@@ -71,10 +71,7 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     found = run(folder, int(os.environ["WORLD_SIZE"]))
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an ordinary exit
+    leave()
 
 
 if __name__ == "__main__":
