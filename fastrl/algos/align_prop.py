@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fastrl.algos.align_prop_config import AlignPropConfig
+from fastrl.train.agreement import agreed
 from fastrl.train.diffusion import DiffusionTrainer
 
 _BEST = 10.0  # the top of the aesthetic scale; a constant of the loss
@@ -63,8 +64,9 @@ class AlignPropTrainer(DiffusionTrainer):
                 self.autocast(),
                 torch.enable_grad(),
             ):
-                drawn = self._generate_samples(self.config.train_batch_size)
-                rewards = drawn["rewards"] = self.compute_rewards(drawn)
+                with agreed(self.accelerator, "drawing and scoring images"):
+                    drawn = self._generate_samples(self.config.train_batch_size)
+                    rewards = drawn["rewards"] = self.compute_rewards(drawn)
                 loss = self.calculate_loss(rewards)
                 if not loss.requires_grad:  # the draws let no denoising step have gradients
                     loss = loss + sum(0.0 * weight.sum() for weight in self._descend.parameters)

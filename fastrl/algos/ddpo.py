@@ -97,11 +97,11 @@ class DDPOTrainer(DiffusionTrainer):
             FloatingPointError: a loss or gradient that is not finite; that step is not taken.
         """
         config = self.config
-        batches, pairs = self._generate_samples(
-            config.sample_num_batches_per_epoch, config.sample_batch_size
-        )
-        samples = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-        with agreed(self.accelerator, "the check of rewards and log-probabilities"):
+        with agreed(self.accelerator, "drawing and scoring images"):
+            batches, pairs = self._generate_samples(
+                config.sample_num_batches_per_epoch, config.sample_batch_size
+            )
+            samples = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
             _check_densities(samples["log_probs"])
             rewards, details = self.compute_rewards(pairs, config.async_reward_computation)
         for pair, reward, detail in zip(pairs, rewards, details, strict=True):

@@ -23,6 +23,7 @@ from accelerate.utils import (
 )
 
 from fastrl.legacy import warn_once
+from fastrl.train.agreement import agreed
 from fastrl.train.classic import require_trackers
 from fastrl.train.descent import Descent
 from fastrl.train.diffusion_config import DiffusionConfig
@@ -277,12 +278,13 @@ class DiffusionTrainer(HubTrainer):
 
     def _show_images(self, data: Any, step: int) -> None:
         """Call the hook, on the main process, with its images."""
-        if self.image_samples_callback is None or not self.accelerator.is_main_process:
-            return
         trackers = self.accelerator.trackers
-        if not trackers:
-            warn_once("image_samples_hook gets a tracker that keeps nothing: log_with is not set")
-        self.image_samples_callback(data, step, trackers[0] if trackers else _NoTracker())
+        with agreed(self.accelerator, "image_samples_hook"):
+            if self.image_samples_callback is None or not self.accelerator.is_main_process:
+                return
+            if not trackers:
+                warn_once("image_samples_hook gets a tracker that keeps nothing: set log_with")
+            self.image_samples_callback(data, step, trackers[0] if trackers else _NoTracker())
 
     def step(self, epoch: int, global_step: int) -> int:
         """One epoch.
