@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fastrl.legacy.changes import Ignored, Moved, Refused, Renamed, Table
+from fastrl.legacy.changes import Ignored, Moved, Refused, Table
+from fastrl.legacy.trainer_arguments import TRAINER_CHANGES
 
 _CUT = "only max_length cuts, and only rows longer than it (a prompt as long as it is dropped)"
 _LOAD_REFERENCE = "load the reference yourself and pass it as ref_model"
@@ -28,11 +29,10 @@ _EITHER: Table = {
 
 PAIRED_ARGUMENTS: Table = {
     **_EITHER,
-    "tokenizer": Renamed("processing_class"),
+    **TRAINER_CHANGES,
     "dataset_num_proc": Moved("dataset_num_proc"),
     "disable_dropout": Moved("disable_dropout"),
     "max_length": Moved("max_length"),
-    "model_init": Refused("pass the model itself: model=model_init()"),
     "model_init_kwargs": Moved("model_init_kwargs"),
     "precompute_ref_log_probs": Moved("precompute_ref_log_probs"),
     "preprocess_logits_for_metrics": Refused("logits are never kept; override prediction_step"),

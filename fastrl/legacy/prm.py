@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
-from fastrl.legacy.changes import Refused, Renamed, Table
+from fastrl.legacy.changes import Table
+from fastrl.legacy.trainer_arguments import TRAINER_CHANGES, TRAINER_ORDER
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS
 
 PRM = LegacyInit(
-    order=(
-        "model",
-        "args",
-        "data_collator",
-        "train_dataset",
-        "eval_dataset",
-        "tokenizer",
-        "model_init",
-        "compute_metrics",
-        "callbacks",
-        "optimizers",
-        "preprocess_logits_for_metrics",
-        "peft_config",
-    ),
-    changes={
-        "tokenizer": Renamed("processing_class"),
-        "model_init": Refused("pass the model itself: model=model_init()"),
-    },
+    order=(*TRAINER_ORDER, "peft_config"),
+    changes=TRAINER_CHANGES,
     first="0.11",
 )
 

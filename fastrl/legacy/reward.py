@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
-from fastrl.legacy.changes import Moved, Refused, Renamed, Table
+from fastrl.legacy.changes import Moved, Table
+from fastrl.legacy.trainer_arguments import TRAINER_CHANGES, TRAINER_ORDER
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 REWARD = LegacyInit(
-    order=(
-        "model",
-        "args",
-        "data_collator",
-        "train_dataset",
-        "eval_dataset",
-        "tokenizer",
-        "model_init",
-        "compute_metrics",
-        "callbacks",
-        "optimizers",
-        "preprocess_logits_for_metrics",
-        "max_length",
-        "peft_config",
-    ),
-    changes={
-        "tokenizer": Renamed("processing_class"),
-        "max_length": Moved("max_length"),
-        "model_init": Refused("pass the model itself: model=model_init()"),
-    },
+    order=(*TRAINER_ORDER, "max_length", "peft_config"),
+    changes={**TRAINER_CHANGES, "max_length": Moved("max_length")},
     defaults={"max_length": None},  # rows came tokenised and were never cut or dropped
     once=("max_length",),
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
-from fastrl.legacy.changes import Ignored, Moved, Refused, Renamed, Table
+from fastrl.legacy.changes import Ignored, Moved, Renamed, Table
+from fastrl.legacy.trainer_arguments import TRAINER_CHANGES, TRAINER_ORDER
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _PACKS_EXACTLY = "packing works on token counts, in one pass over the dataset"
@@ -12,17 +13,7 @@ _DEFAULTS = {"packing_strategy": "wrapped"}  # rows run on from block to block, 
 
 SFT = LegacyInit(
     order=(
-        "model",
-        "args",
-        "data_collator",
-        "train_dataset",
-        "eval_dataset",
-        "tokenizer",
-        "model_init",
-        "compute_metrics",
-        "callbacks",
-        "optimizers",
-        "preprocess_logits_for_metrics",
+        *TRAINER_ORDER,
         "peft_config",
         "dataset_text_field",
         "packing",
@@ -39,8 +30,7 @@ SFT = LegacyInit(
         "eval_packing",
     ),
     changes={
-        "tokenizer": Renamed("processing_class"),
-        "model_init": Refused("pass the model itself: model=model_init()"),
+        **TRAINER_CHANGES,
         "dataset_text_field": Moved("dataset_text_field"),
         "packing": Moved("packing"),
         "max_seq_length": Moved("max_length"),
