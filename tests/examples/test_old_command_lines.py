@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "scripts"
 WORDS = 300  # in the vocabulary
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A folder of a tiny model, texts and pairs."""
+    """A folder of a tiny model, a reward model, texts, pairs, and solutions that are marked."""
     folder = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(str(SCRIPTS))
@@ -33,14 +34,19 @@ def hub(tmp_path_factory):
         sums = Path(made_up.sums(folder / "sums"))
         problems = gsm8k.problems(sums, "train")
         gsm8k.new_model(folder / "start", problems, seed=0, small=True)
-        pairs = gsm8k.pairs(gsm8k.solved(sums)[0])
+        solved, _ = gsm8k.solved(sums)
+        pairs, marked = gsm8k.pairs(solved), gsm8k.marked(solved)
     texts = [row["prompt"][0]["content"] + row["completion"][0]["content"] for row in problems]
     Dataset.from_dict({"words": texts}).to_json(folder / "texts.json")
-    plain = [
-        {name: row[name][0]["content"] for name in ("prompt", "chosen", "rejected")}
-        for row in pairs
-    ]
-    Dataset.from_list(plain).to_json(folder / "pairs.json")
+    for name, rows in (("pairs", pairs), ("marked", marked)):
+        plain = [
+            {k: v[0]["content"] if isinstance(v, list) else v for k, v in row.items()}
+            for row in rows
+        ]
+        Dataset.from_list(plain).to_json(folder / f"{name}.json")
+    judge = AutoModelForSequenceClassification.from_pretrained(folder / "start", num_labels=1)
+    judge.save_pretrained(folder / "judge")
+    AutoTokenizer.from_pretrained(folder / "start").save_pretrained(folder / "judge")
     return folder
 
 
@@ -50,7 +56,7 @@ def run(hub, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import command_line
 
-    for name in ("start", "texts.json", "pairs.json"):
+    for name in ("start", "judge", "texts.json", "pairs.json", "marked.json"):
         (tmp_path / name).symlink_to(hub / name)
     monkeypatch.chdir(tmp_path)
     made, fit = [], command_line.fit
@@ -133,6 +139,43 @@ def test_reward_modeling_by_tyro(run):
     assert sorted(settings["target_modules"]) == ["q_proj", "v_proj"] and learnt
 
 
+@pytest.mark.slow
+def test_reward_modeling_of_0_7_11(run):
+    trainer = run(
+        "reward_modeling",
+        "--model_name_or_path start --output_dir out --dataset_name pairs.json "
+        "--per_device_train_batch_size 4 --num_train_epochs 1 --gradient_accumulation_steps 2 "
+        "--gradient_checkpointing True --learning_rate 1e-2 --report_to none "
+        "--remove_unused_columns False --optim adamw_torch --logging_steps 1 --max_steps 2 "
+        "--evaluation_strategy no --max_length 200 --no_cuda",
+    )
+    assert trainer.state.global_step == 2 and trainer.args.gradient_accumulation_steps == 2
+    assert first_loss(trainer) == pytest.approx(math.log(2), abs=0.1)
+    assert type(trainer.optimizer.optimizer).__name__ == "AdamW"
+    assert trainer.model.is_gradient_checkpointing
+    weights = [load_file(Path(name, "model.safetensors")) for name in ("start", "out")]
+    shared = [name for name in weights[1] if name in weights[0] and name.endswith("proj.weight")]
+    assert shared and not any(weights[0][name].equal(weights[1][name]) for name in shared)
+
+
+@pytest.mark.slow
+def test_dpo_of_0_7_4(run):
+    """Its defaults too: RMSprop, 1000 rows, a warm-up of 150 steps."""
+    trainer = run(
+        "dpo",
+        "--model_name start --dataset_name pairs.json --beta 0.2 --use_peft --peft_lora_r 8 "
+        "--peft_lora_alpha 2 --max_prompt_length 128 --label_pad_token_id -100 --report_to none "
+        "--max_steps 2 --logging_steps 1 --output_dir out --no_cuda --evaluation_strategy no",
+    )
+    assert trainer.state.global_step == 2
+    assert first_loss(trainer) == pytest.approx(math.log(2), abs=1e-6)
+    assert type(trainer.optimizer.optimizer).__name__ == "RMSprop"
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert rates == pytest.approx([0.0, 1e-3 / 150])
+    settings, learnt = adapter()
+    assert (settings["r"], settings["lora_alpha"], learnt) == (8, 2, True)
+
+
 def test_dpo_of_0_11(run):
     trainer = run(
         "dpo",
@@ -147,3 +190,49 @@ def test_dpo_of_0_11(run):
     assert trainer.state.log_history[-2]["rewards/margins"] != 0
     settings, learnt = adapter()
     assert (settings["r"], settings["lora_alpha"], learnt) == (4, 8, True)
+
+
+@pytest.mark.slow
+def test_kto_of_0_11(run):
+    """The line of TRL's script for an adapter, without --load_in_4bit, which needs a GPU."""
+    trainer = run(
+        "kto",
+        "--dataset_name marked.json --model_name_or_path start --per_device_train_batch_size 4 "
+        "--num_train_epochs 1 --learning_rate 1e-2 --lr_scheduler_type=cosine "
+        "--gradient_accumulation_steps 1 --logging_steps 1 --eval_steps 500 --output_dir=out "
+        "--warmup_ratio 0.5 --report_to none --bf16 False --logging_first_step --use_peft "
+        "--lora_target_modules=all-linear --lora_r=16 --lora_alpha=16 --max_steps 4 --no_cuda "
+        "--max_length 256 --max_prompt_length 128 --desirable_weight 2.0",
+    )
+    assert trainer.state.global_step == 4
+    # Policy = reference: 1 - sigmoid(0) of each row, times 2 where the answer is marked as good.
+    good = [row["label"] for row in trainer.train_dataset][:4].count(True)
+    assert 0 < good < 4
+    assert first_loss(trainer) == pytest.approx(0.5 * (2 * good + (4 - good)) / 4, abs=1e-5)
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert rates == pytest.approx([0, 5e-3, 1e-2, 5e-3])  # half warms up, then half a cosine
+    assert trainer.state.log_history[-2]["rewards/chosen"] != 0
+    settings, learnt = adapter()
+    assert (settings["r"], settings["lora_alpha"], learnt) == (16, 16, True)
+    linear = {name.rpartition(".")[2] for name in settings["target_modules"]}
+    assert linear == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
+@pytest.mark.slow
+def test_rloo_of_0_11(run):
+    trainer = run(
+        "rloo",
+        "--dataset_name marked.json --model_name_or_path judge --sft_model_path start "
+        "--reward_model_path judge --rloo_k 2 --num_ppo_epochs 3 --kl_coef 0.03 "
+        "--response_length 5 --per_device_train_batch_size 4 --learning_rate 1e-2 --max_steps 3 "
+        "--logging_steps 1 --output_dir out --report_to none --no_cuda "
+        "--local_rollout_forward_batch_size 1",
+    )
+    assert trainer.state.global_step == 3
+    assert (trainer.args.num_generations, trainer.args.beta) == (2, 0.03)
+    steps = [row for row in trainer.state.log_history if "loss" in row]
+    assert steps[0]["completions/max_length"] <= 5 and steps[0]["kl"] == 0
+    assert steps[0]["rewards/judge/mean"] == steps[0]["reward"] != 0
+    # Three updates by the answers of one rollout, whose rewards are told once.
+    assert [name for row in steps for name in row if name == "reward"] == ["reward"]
+    assert steps[1]["entropy"] != steps[0]["entropy"]
