@@ -168,10 +168,14 @@ class DiffusionTrainer(HubTrainer):
     def _start_trackers(self) -> None:
         config, name = self.config, self._title.lower()
         settings = config.to_dict()
-        if config.log_with != "tensorboard":  # which takes flat values only
+        found = {str(tracker) for tracker in self.accelerator.log_with}
+        if "tensorboard" in found:  # which takes flat values of these types only
+            plain = (bool, int, float, str, type(None))
+            settings = {k: v if isinstance(v, plain) else str(v) for k, v in settings.items()}
+        else:
             settings = {f"{name}_trainer_config": settings}
         kwargs: dict[str, Any] = dict(config.tracker_kwargs)  # type: ignore[arg-type]
-        if config.run_name and config.log_with == "wandb":
+        if config.run_name and "wandb" in found:
             kwargs["wandb"] = {"name": config.run_name, **kwargs.get("wandb", {})}
         self.accelerator.init_trackers(
             config.tracker_project_name, config=settings, init_kwargs=kwargs

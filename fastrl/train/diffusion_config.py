@@ -35,7 +35,7 @@ class DiffusionConfig:
         exp_name: a name that trackers get with the settings.
         run_name: the run's name in wandb, and of its folder below `logdir`.
         seed: of every generator; rank r adds r.
-        log_with: "wandb", "tensorboard" or what else accelerate tracks with.
+        log_with: "wandb", "tensorboard" or what else accelerate tracks with, or a list of them.
         tracker_kwargs: tracker -> keywords of its start.
         accelerator_kwargs: keywords of the `Accelerator`.
         project_kwargs: keywords of its `ProjectConfiguration`, before what `logdir`, `run_name`

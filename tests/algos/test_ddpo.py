@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import LoggerType
 from diffusers import DDIMScheduler
 
 import fastrl
@@ -411,3 +412,25 @@ def test_two_ranks_learn_together(tmp_path):
     assert "failed on rank 1" in first["refused"] and "not finite" in second["refused"]
     assert "no picture" in first["hook"] and "hook failed on rank 0" in second["hook"]
     assert "failed on rank 1" in first["alignprop"] and "no_grad()" in second["alignprop"]
+
+
+@pytest.mark.parametrize("log_with", ["tensorboard", ["wandb", "tensorboard"]])
+def test_what_trackers_start_with(log_with):
+    """TensorBoard takes numbers, texts and truth values only; wandb gets the run's name."""
+    config = AlignPropConfig(run_name="mine", tracker_kwargs={"wandb": {"entity": "me"}})
+    config.log_with = log_with
+    given = {}
+    names = [log_with] if isinstance(log_with, str) else log_with
+    fake = types.SimpleNamespace(
+        config=config,
+        _title="AlignProp",
+        accelerator=types.SimpleNamespace(
+            log_with=[LoggerType(name) for name in names],
+            init_trackers=lambda project, config, init_kwargs: given.update(config, **init_kwargs),
+        ),
+    )
+    AlignPropTrainer._start_trackers(fake)
+    name = {"name": "mine"} if "wandb" in log_with else {}
+    assert given.pop("wandb") == {**name, "entity": "me"}
+    assert given["truncated_rand_backprop_minmax"] == "[0, 50]" and given["save_freq"] == 1
+    assert all(isinstance(value, bool | int | float | str | None) for value in given.values())
