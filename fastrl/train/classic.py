@@ -20,7 +20,7 @@ from fastrl.models.policy import counts_pads, prepare_policy
 from fastrl.rollout.responses import generate_batched, generate_one
 from fastrl.train import setup
 from fastrl.train.agreement import agreed
-from fastrl.train.classic_parts import check_pad_id
+from fastrl.train.classic_parts import check_pad_id, clip_in_engine
 from fastrl.train.descent import Descent
 from fastrl.train.frozen import deepspeed_engine
 from fastrl.train.moments import RunningMoments
@@ -66,6 +66,7 @@ class ClassicTrainer(PublishingTrainer):
         project = ProjectConfiguration(**config.project_kwargs)
         accelerator = Accelerator(log_with=config.log_with, project_config=project, **kwargs)
         require_trackers(config.log_with, accelerator.log_with)
+        clip_in_engine(accelerator, config.max_grad_norm)
         keep_answers(accelerator)
         return accelerator
 

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils.deepspeed import DummyOptim
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import PreTrainedTokenizerBase
@@ -140,3 +141,24 @@ def default_adam(parameters: list[torch.nn.Parameter], learning_rate: float) -> 
     """Adam, in torch's fused form where all parameters are floats on a CPU or a CUDA device."""
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+
+
+def clip_in_engine(accelerator: Accelerator, max_grad_norm: float | None) -> None:
+    """Have DeepSpeed, which clips gradients within its engine, clip at `max_grad_norm`.
+
+    A norm in its own configuration stands. Where that leaves it open accelerate would clip at 1.
+
+    Raises:
+        ValueError: if that configuration clips at another norm than the one given.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return
+    stated = plugin.deepspeed_config.get("gradient_clipping", "auto")
+    if stated == "auto":
+        plugin.deepspeed_config["gradient_clipping"] = max_grad_norm or 0.0
+    elif max_grad_norm not in (None, stated):
+        raise ValueError(
+            f"max_grad_norm={max_grad_norm}, but DeepSpeed is configured to clip at "
+            f"gradient_clipping={stated}: write one number in both places, or 'auto' there"
+        )

@@ -10,6 +10,7 @@ from accelerate.tracking import GeneralTracker
 
 from fastrl import PPOTrainer
 from fastrl.train import device_cache, hub
+from fastrl.train.classic_parts import clip_in_engine
 
 
 class Recorder(GeneralTracker):
@@ -237,3 +238,19 @@ def test_deepspeed_reference_engine(make_trainer, monkeypatch, stage, reference_
     assert seen["zero_optimization"]["stage"] == reference_stage
     assert ("reduce_bucket_size" in seen["zero_optimization"]) == (stage == 3)
     assert plugin.deepspeed_config == {"zero_optimization": {"stage": stage}}
+
+
+@pytest.mark.parametrize(
+    ("stated", "limit", "found"),
+    [("auto", None, 0.0), ("auto", 0.5, 0.5), (0.7, None, 0.7), (0.7, 0.7, 0.7)],
+)
+def test_deepspeed_clips_where_the_config_says(stated, limit, found):
+    config = {"gradient_clipping": stated}
+    plugin = types.SimpleNamespace(deepspeed_config=config)
+    accelerator = types.SimpleNamespace(state=types.SimpleNamespace(deepspeed_plugin=plugin))
+    clip_in_engine(accelerator, limit)
+    assert config == {"gradient_clipping": found}
+    if stated != "auto":
+        with pytest.raises(ValueError, match=r"max_grad_norm=0.1, .* gradient_clipping=0.7"):
+            clip_in_engine(accelerator, 0.1)
+        assert config == {"gradient_clipping": stated}
