@@ -203,16 +203,26 @@ class BCOTrainer(PreferenceTrainer):
         if self.clf is not None and self.accelerator.is_main_process:
             self.clf.save(Path(output_dir) / CLASSIFIER)
 
+    def _own_files(self, checkpoint: str) -> list[Path]:
+        """The checkpoint's files that are BCO's own. Raises ValueError if one is not there."""
+        names = (RUNNING, CLASSIFIER)[: 1 if self.clf is None else 2]
+        files = [Path(checkpoint) / name for name in names]
+        for file in files:
+            if not file.exists():
+                raise ValueError(
+                    f"resume_from_checkpoint: {file} is missing, without which the run would not "
+                    f"go on as it began; start afresh from its weights with model={checkpoint!r}"
+                )
+        return files
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._own_files(resume_from_checkpoint)  # before the weights are another run's
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            folder = Path(checkpoint)
-            for name in (RUNNING, CLASSIFIER)[: 1 if self.clf is None else 2]:
-                if not (folder / name).exists():
-                    raise ValueError(
-                        f"resume_from_checkpoint: {checkpoint} has no {name}, without which the "
-                        "run would not go on as it began; start afresh from its weights"
-                    )
-            self.running = RunningMoments.load_from_json(self.accelerator, folder / RUNNING)
+            files = self._own_files(checkpoint)
+            self.running = RunningMoments.load_from_json(self.accelerator, files[0])
             if self.clf is not None:
-                self.clf = PromptClassifier.load(folder / CLASSIFIER)
+                self.clf = PromptClassifier.load(files[1])
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -142,9 +142,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     weights = other.model.state_dict()
     for name, weight in whole.model.state_dict().items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-6, atol=1e-6, msg=name)
-    (checkpoint / "running.json").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-3 has no running\.json"):
-        made(tmp_path / "three", **saved).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_checkpoint_without_delta_is_named_before_weights_are_loaded(tmp_path):
+    trainer = made(tmp_path, Case("resumed", "BCO", steps=1))
+    folder = tmp_path / "checkpoint-3"
+    trainer.save_model(str(folder))
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.zero_()
+    with pytest.raises(ValueError, match=r"checkpoint-3/running\.json is missing.*model='.*-3'"):
+        trainer.train(resume_from_checkpoint=str(folder))
+    assert not any(weight.any() for weight in trainer.model.parameters())
 
 
 def test_evaluation_leaves_delta_alone(tmp_path):
