@@ -1,7 +1,7 @@
 """The peers' environments: made once under .venvs/, used unmodified.
 
-`FASTRL_BENCH_TRL07`, `FASTRL_BENCH_TRL028` and `FASTRL_BENCH_TRL116` name an interpreter to use
-instead.
+`FASTRL_BENCH_TRL07`, `FASTRL_BENCH_TRL011`, `FASTRL_BENCH_TRL028` and `FASTRL_BENCH_TRL116` name an
+interpreter to use instead.
 """
 
 from __future__ import annotations
@@ -61,9 +61,32 @@ PEERS = (
         ),
     ),
     Peer(
+        "trl-0.11.4",
+        "FASTRL_BENCH_TRL011",
+        (
+            "trl==0.11.4",
+            "torch==2.13.0",
+            "numpy<2",
+            "transformers==4.45.2",
+            "accelerate==0.34.2",
+            "peft==0.13.2",
+            "datasets==2.21.0",
+            "huggingface_hub<0.26",
+            "diffusers==0.30.3",
+        ),
+    ),
+    Peer(
         "trl-0.28.0",
         "FASTRL_BENCH_TRL028",
-        ("trl==0.28.0", "torch==2.13.0", "peft", "scikit-learn"),
+        # With later releases of transformers its Nash-MD draws no answers.
+        (
+            "trl==0.28.0",
+            "torch==2.13.0",
+            "transformers==5.0.0",
+            "peft",
+            "scikit-learn",
+            "requests",
+        ),
     ),
     Peer("trl-1.16.0", "FASTRL_BENCH_TRL116", ("trl==1.16.0", "torch==2.13.0", "peft")),
 )

@@ -71,7 +71,9 @@ APART = {
     "PRM": "trl.experimental.prm",
     "CPO": "trl.experimental.cpo",
     "GKD": "trl.experimental.gkd",
+    "NashMD": "trl.experimental.nash_md",
     "ORPO": "trl.experimental.orpo",
+    "XPO": "trl.experimental.xpo",
 }
 # Trainer -> its metrics that are not compared: there TRL's mean logits take in prompts and padding.
 OTHERWISE = {"BCO": ("logits/",), "CPO": ("logits/",), "ORPO": ("logits/",)}

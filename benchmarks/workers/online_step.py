@@ -1,4 +1,4 @@
-"""Optimizer steps of GRPO, RLOO or distillation in `trl` (1.16) or `fastrl`, or generation alone.
+"""Optimizer steps of online trainers in `trl` or `fastrl`, or generation alone.
 
     python online_step.py trl|fastrl        then requests on standard input, see protocol.py
 
@@ -8,6 +8,8 @@ weights give the end of a sequence a chance of about 1 / `MEAN` at every token. 
 in offline_step.py.
 
 A step of distillation is as many answers, each to a prompt of its own, and a teacher twice as wide.
+One of Nash-MD or XPO (TRL 0.28) has an answer of the policy to each prompt and one of the mixture
+or the reference, judged by a reward model of the policy's size; `PAIRED` has their numbers.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ import protocol
 import torch
 import transformers
 from datasets import Dataset
-from offline_step import Held, model, tokenizer
+from offline_step import APART, Held, model, tokenizer
 from ppo_step import optimizer_bytes
 
 ROWS, ACCUMULATION, GROUP = 8, 4, 8
 PROMPTS = ROWS * ACCUMULATION // GROUP  # of a step
 MEAN, MOST = 96, 256  # tokens of a completion
+# Two answers to each prompt: prompts at a time, accumulated, and most tokens of an answer.
+PAIRED = {"NashMD": (4, 2, 32), "XPO": (8, 2, 64)}
 SHORT, LONG = (32, 128), (512, 512)  # least and most tokens of a prompt, both included
 
 # case -> trainer, tokens of a prompt, whether completions are given
@@ -48,6 +52,8 @@ CASES: dict[str, tuple[str, tuple[int, int], bool]] = {
     "rloo": ("RLOO", SHORT, False),
     "distillation_given": ("Distillation", SHORT, True),
     "distillation": ("Distillation", SHORT, False),
+    "nash_md": ("NashMD", SHORT, False),
+    "xpo": ("XPO", SHORT, False),
     "generation": ("GRPO", SHORT, False),
 }
 
@@ -130,11 +136,37 @@ def give(trainer: Any, answers: Callable[..., dict[str, Any]]) -> None:
     ]
 
 
-def judged(name: str, vocab: int, folder: str) -> dict[str, Any]:
+def judged(
+    name: str, vocab: int, folder: str, words: transformers.PreTrainedTokenizerFast
+) -> dict[str, Any]:
     """What the trainer learns from."""
-    if name != "Distillation":
-        return {"reward_funcs": score}
-    return {"teacher_model": model(name, vocab, f"{folder}/teacher", width=512)}
+    if name == "Distillation":
+        return {"teacher_model": model(name, vocab, f"{folder}/teacher", width=512)}
+    if name in PAIRED:
+        judge = {"reward_funcs": model("Reward", vocab, f"{folder}/reward")}
+        if name == "NashMD" and sys.argv[1] == "trl":  # which judges by ids
+            return judge
+        return {**judge, "reward_processing_classes": words}
+    return {"reward_funcs": score}
+
+
+def sizes(name: str) -> tuple[dict[str, Any], int]:
+    """What the trainer's configuration says of batches and lengths, and the prompts of a step."""
+    if name in PAIRED:
+        rows, accumulation, most = PAIRED[name]
+        batches = {
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": accumulation,
+        }
+        return {**batches, "max_new_tokens": most}, rows * accumulation
+    settings = {
+        "per_device_train_batch_size": ROWS,
+        "gradient_accumulation_steps": ACCUMULATION,
+        "max_completion_length": MOST,
+    }
+    if name == "Distillation":
+        return settings, PROMPTS * GROUP
+    return {**settings, "num_generations": GROUP}, PROMPTS
 
 
 def build(library: Any, request: dict[str, Any], folder: str) -> Any:
@@ -142,11 +174,9 @@ def build(library: Any, request: dict[str, Any], folder: str) -> Any:
     name, bounds, is_given = CASES[request["case"]]
     vocab, steps, seed = request["vocab"], request["steps"], request["seed"]
     alone = name == "Distillation"
+    settings, count = sizes(name)
     arguments = getattr(library, f"{name}Config")(
         folder,
-        per_device_train_batch_size=ROWS,
-        gradient_accumulation_steps=ACCUMULATION,
-        max_completion_length=MOST,
         max_steps=steps,
         logging_steps=1,
         use_cpu=True,
@@ -155,14 +185,13 @@ def build(library: Any, request: dict[str, Any], folder: str) -> Any:
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
-        **({} if alone else {"num_generations": GROUP}),
+        **settings,
     )
     words = tokenizer(vocab)
-    count = PROMPTS * GROUP if alone else PROMPTS
     rows = prompt_rows(bounds, count * steps, seed, vocab)
     trainer = getattr(library, f"{name}Trainer")(
         ending(model(name, vocab, f"{folder}/model")),
-        **judged(name, vocab, folder),
+        **judged(name, vocab, folder, words),
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": [text(ids) for ids in rows]}),
         processing_class=words,
@@ -223,7 +252,10 @@ def setup(request: dict[str, Any]) -> protocol.Round:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(request["threads"])
     name = sys.argv[1]
-    library = protocol.import_fastrl() if name == "fastrl" else importlib.import_module(name)
+    if name == "fastrl":
+        library = protocol.import_fastrl()
+    else:
+        library = importlib.import_module(APART.get(CASES[request["case"]][0], name))
     folder = tempfile.TemporaryDirectory()
     trainer = build(library, request, folder.name)
     alone = request["case"] == "generation"
