@@ -12,7 +12,6 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 from transformers import AutoTokenizer, BitsAndBytesConfig, GPT2Tokenizer, pipeline
 
 from examples.lion import Lion
@@ -23,6 +22,7 @@ from fastrl import (
     create_reference_model,
 )
 from fastrl.models import loading
+from tests.customisation.trackers import Recorder, stand_in
 
 pytestmark = pytest.mark.usefixtures("at_hub")
 
@@ -331,31 +331,6 @@ def test_device_map_over_several_devices_is_naive_pipeline_parallelism():
 # --- trackers -------------------------------------------------------------------------------------
 
 
-class Recorder(GeneralTracker):
-    """Keeps what it is given; any tracker of accelerate's kind is one."""
-
-    name = "recorder"
-    requires_logging_directory = False
-    main_process_only = True
-
-    def __init__(self, name: str = "", **settings: Any) -> None:
-        super().__init__()
-        self.settings, self.config, self.logged = settings, None, []
-
-    @property
-    def tracker(self) -> Any:
-        return self
-
-    def start(self) -> None:
-        """Newer releases call it."""
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        self.config = values
-
-    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        self.logged.append((values, step))
-
-
 def logged_by(ppo_trainer: PPOTrainer, row: Any) -> Any:
     stats = ppo_trainer.step(*row)
     batch = {"query": ["a"], "response": ["b"]}
@@ -375,17 +350,7 @@ def test_log_with_a_custom_tracker(row):
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_log_with_by_name(monkeypatch, tmp_path, name, row):
     """The two trackers that `PPOConfig` names, each by a stand-in for its package."""
-    from accelerate import tracking
-
-    package = types.ModuleType(name)
-    package.__spec__ = loading.importlib.util.spec_from_loader(name, None)
-    package.Table = lambda columns, rows: (columns, rows)
-    monkeypatch.setitem(sys.modules, name, package)
-    stand_in = type("StandIn", (Recorder,), {"name": name})
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, stand_in)
-    there = [*tracking.get_available_trackers(), tracking.LoggerType(name)]
-    monkeypatch.setattr(tracking, "get_available_trackers", lambda: there)
-    monkeypatch.setattr(tracking, "_available_trackers", there, raising=False)
+    kind = stand_in(monkeypatch, name)
     config = PPOConfig(
         batch_size=1,
         log_with=name,
@@ -394,7 +359,7 @@ def test_log_with_by_name(monkeypatch, tmp_path, name, row):
         project_kwargs={"logging_dir": str(tmp_path)},
     )
     tracker = logged_by(trainer_of(config), row)
-    assert type(tracker) is stand_in and tracker.settings.get("entity") == "me"
+    assert type(tracker) is kind and tracker.settings.get("entity") == "me"
     ((values, step),) = tracker.logged
     assert values["env/reward_mean"] == 1.0
     if name == "wandb":
