@@ -28,6 +28,8 @@ def _forward(input: torch.Tensor) -> torch.Tensor:
 
 def _fits(gate: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the operation serves: on the CPU, where it was measured, and in one dtype."""
+    if torch.compiler.is_compiling():
+        return False
     if gate.device.type != "cpu" or gate.dtype != weight.dtype or not is_plain(gate):
         return False
     return not torch.is_autocast_enabled("cpu")

@@ -167,6 +167,8 @@ def _refusal(module: torch.nn.Module, query: torch.Tensor, keywords: dict[str, A
     return None
 
 
+# Compiled, it would be compiled again for the lengths of every batch; what is around it is not.
+@torch.compiler.disable
 def _packed_call(
     module: torch.nn.Module,
     query: torch.Tensor,
