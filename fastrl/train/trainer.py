@@ -80,6 +80,7 @@ class Trainer(transformers.Trainer):
         keep_answers(self.accelerator)
         self._adapt_old_overrides()
         self._check_ids()
+        self._check_sampling()
         self._make_ready(self.model)
         self.model.add_model_tags(list(self._tag_names))
         self.add_callback(LogFileCallback())
@@ -107,6 +108,19 @@ class Trainer(transformers.Trainer):
         sets = held_out if isinstance(held_out, Mapping) else {"eval_dataset": held_out}
         for name, dataset in {"train_dataset": self.train_dataset, **sets}.items():
             check_ids(name, dataset, self.model)
+
+    def _check_sampling(self) -> None:
+        """transformers groups by length what has a length and tells each row's."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return
+        told = {"input_ids", self.args.length_column_name}
+        columns = getattr(self.train_dataset, "column_names", None) or []
+        if not (hasattr(self.train_dataset, "__len__") and told & set(columns)):
+            raise ValueError(
+                "train_sampling_strategy='group_by_length' (group_by_length=True): "
+                f"{type(self).__name__} cannot read the lengths of these rows, and as it computes "
+                "no padding, rows of like lengths would gain nothing: leave it out"
+            )
 
     def _make_ready(self, model: nn.Module) -> None:
         """Install the door through which the model is asked."""
