@@ -342,3 +342,30 @@ def test_grpo_of_1_16(tiny, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["step"] == 2 and all(-1 <= reward <= 1 for reward in report["rewards"])
     assert "FutureWarning" not in told
+
+
+def test_text_classification_of_transformers_4_38(tiny, tmp_path, monkeypatch):
+    """The Trainer guide's line, its weighted loss of three labels, and noise that ends."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    monkeypatch.chdir(tmp_path)
+    words = f"--model_name_or_path {tiny[1]} --task_name mrpc --do_train --do_eval "
+    words += "--max_seq_length 40 --per_device_train_batch_size 8 --learning_rate 2e-2 "
+    words += "--num_train_epochs 3 --output_dir out/mrpc/ --overwrite_output_dir "
+    words += "--neftune_noise_alpha 0.1 --evaluation_strategy no --no_cuda"
+    with pytest.warns(FutureWarning):
+        assert run.run([str(OLD / "glue_4_38.py"), *words.split()]) == 0
+    report = json.loads(Path("out/mrpc/report.json").read_text())
+    at = report["noise"].index("trained")
+    assert report["task"] == "mrpc" and report["noise"][:at] == [[True, True]] * 6
+    assert report["noise"][at + 1 :] == [[False, False]]
+
+    saved = AutoModelForSequenceClassification.from_pretrained("out/mrpc").eval()
+    tokenizer = AutoTokenizer.from_pretrained("out/mrpc")
+    total = weights = 0.0
+    for n in range(17, 25):
+        ids = tokenizer("ab" * n, return_tensors="pt").input_ids[:, :40]
+        with torch.no_grad():
+            logp = saved(ids).logits[0].log_softmax(-1)[n % 3].item()
+        total, weights = total - (1 + n % 3) * logp, weights + 1 + n % 3
+    assert report["eval_loss"] == pytest.approx(total / weights, rel=1e-4)

@@ -1,4 +1,4 @@
-"""A tracker that keeps what it is given, and its standing in for a package that is not installed."""
+"""A tracker that keeps what it is given, and stands in for a package that is not installed."""
 
 from __future__ import annotations
 
