@@ -339,7 +339,8 @@ def test_the_ppo_script_on_two_processes(tmp_path):
     first rank wrote is judged and not the exit status."""
     command = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2"]
     command += ["--standalone", "examples/scripts/ppo.py", "--smoke", "--output_dir", str(tmp_path)]
-    summary, rows = written(tmp_path, run(command, ACCELERATE_USE_CPU="true"))
+    devices = {"CUDA_VISIBLE_DEVICES": "0,2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    summary, rows = written(tmp_path, run(command, ACCELERATE_USE_CPU="true", **devices))
     assert (summary["processes"], summary["mixed_precision"]) == (2, "no")
     assert abs(rows[0]["objective/kl"]) < 1e-3  # both ranks start from the same model
 
