@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import AutoTokenizer, BitsAndBytesConfig, GPT2Tokenizer, pipeline
 
 from examples.lion import Lion
@@ -326,6 +327,26 @@ def test_device_map_over_several_devices_is_naive_pipeline_parallelism():
     wrapped = AutoModelForCausalLMWithValueHead.from_pretrained(model)
     assert wrapped.is_sequential_parallel
     assert wrapped.v_head.summary.weight.device == torch.device("cpu")
+
+
+def test_mixed_precision_of_the_launcher(row):
+    """What `accelerate launch --mixed_precision bf16` sets; weights and statistics stay fp32."""
+    seen = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        torch.manual_seed(0)  # of the value heads
+        try:
+            kwargs = {"mixed_precision": precision}
+            ppo_trainer = trainer_of(PPOConfig(batch_size=1, accelerator_kwargs=kwargs))
+            assert ppo_trainer.accelerator.mixed_precision == precision
+            seen[precision] = ppo_trainer.step(*row)
+            assert {p.dtype for p in ppo_trainer.model.parameters()} == {torch.float32}
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+    for key in ("ppo/loss/value", "ppo/returns/mean", "ppo/policy/entropy", "objective/entropy"):
+        assert seen["bf16"][key] == pytest.approx(seen["no"][key], rel=0.02, abs=1e-3), key
+    assert seen["bf16"]["objective/entropy"] != seen["no"]["objective/entropy"]
+    assert seen["bf16"]["objective/kl"] == pytest.approx(0, abs=1e-3)
 
 
 # --- trackers -------------------------------------------------------------------------------------
