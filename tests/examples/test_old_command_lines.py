@@ -236,3 +236,35 @@ def test_rloo_of_0_11(run):
     # Three updates by the answers of one rollout, whose rewards are told once.
     assert [name for row in steps for name in row if name == "reward"] == ["reward"]
     assert steps[1]["entropy"] != steps[0]["entropy"]
+
+
+# Script -> the words that are its own.
+PAIRS = {
+    "orpo": "--beta 0.1 --optim rmsprop --warmup_steps 1 --bf16 False --no_remove_unused_columns",
+    "cpo": "--loss_type simpo --cpo_alpha 0.0 --simpo_gamma 1.6 --beta 2.5 --bf16 False "
+    "--label_pad_token_id -100",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", PAIRS)
+def test_orpo_and_cpo_of_0_11(run, script):
+    trainer = run(
+        script,
+        "--dataset_name pairs.json --model_name_or_path=start --per_device_train_batch_size 4 "
+        "--max_steps 2 --learning_rate 1e-2 --gradient_accumulation_steps 1 --logging_steps 1 "
+        "--eval_steps 500 --output_dir=out --report_to none --logging_first_step --use_peft "
+        "--lora_r=16 --lora_alpha=16 --max_length 256 --max_prompt_length 128 --no_cuda "
+        + PAIRS[script],
+    )
+    assert trainer.state.global_step == 2
+    first = next(row for row in trainer.state.log_history if "loss" in row)
+    if script == "cpo":  # -log sigmoid(beta * margin - gamma), its mean over four pairs
+        middle = -math.log(1 / (1 + math.exp(1.6 - first["rewards/margins"])))
+        assert first["loss"] == pytest.approx(middle, rel=0.02)
+    else:  # cross-entropy of the chosen answer, and beta of the odds
+        odds = first["loss"] - first["nll_loss"]
+        assert odds == pytest.approx(-0.1 * first["log_odds_ratio"], rel=0.1) and odds > 0
+        assert type(trainer.optimizer.optimizer).__name__ == "RMSprop"
+    settings, learnt = adapter()
+    assert (settings["r"], settings["lora_alpha"], learnt) == (16, 16, True)
