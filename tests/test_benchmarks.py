@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -171,6 +172,18 @@ def test_the_online_workers_model_ends_its_completions(case: str) -> None:
         means = [worker.ask({"round": i})["numbers"]["completions/mean_length"] for i in (0, 1)]
     assert means[0] != means[1]
     assert all(48 < mean < 118 for mean in means)  # 83 of 96 cut at 256, ± 3 standard errors
+
+
+@pytest.mark.slow
+def test_the_paired_workers_entropy_tells_the_lengths_of_its_answers() -> None:
+    race = load("race")
+    request = {"seed": 3, "vocab": 512, "steps": 2, "case": "xpo"}
+    with race.Worker(Path(sys.executable), "online_step.py", "fastrl", request) as worker:
+        numbers = worker.ask({"round": 0})["numbers"]
+    mean = numbers["completions/mean_length"]
+    assert 30 < mean < 60  # 32 of 80 cut at 64: 44 ± 3.7 standard errors
+    assert numbers["objective/entropy"] / math.log(512) == pytest.approx(mean, rel=0.05)
+    assert numbers["objective/model_scores"] != numbers["objective/ref_scores"]
 
 
 @pytest.mark.slow
