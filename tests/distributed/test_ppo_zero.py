@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed import ppo_worker
+from tests.distributed.launching import two_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -26,15 +23,9 @@ pytestmark = [
 
 def start(way: str, folder: Path) -> list[dict[str, Any]]:
     """What each of the two ranks found."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", ppo_worker.__file__, way, str(folder)]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    if way == "ddp":
-        environment["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
+    said = two_ranks(ppo_worker.__file__, way, str(folder))
     files = [folder / f"{rank}.json" for rank in range(2)]
-    assert all(file.exists() for file in files), done.stderr[-3000:]
+    assert all(file.exists() for file in files), said[-3000:]
     return [json.loads(file.read_text()) for file in files]
 
 

@@ -6,9 +6,6 @@ Losses, gradient norms, metrics and saved weights of every trainer against the s
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed import worker
+from tests.distributed.launching import two_ranks
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 TASKS = {
     "ddp": list(worker.TASKS),
     "fsdp2": list(worker.TASKS),
@@ -52,17 +49,11 @@ def runs(tmp_path_factory: Any) -> Runs:
 
 
 def start(way: str, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--standalone", worker.__file__, way, str(folder), *TASKS[way]]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    if way == "ddp":
-        env["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run(command, env=env, timeout=600, capture_output=True, text=True)
+    said = two_ranks(worker.__file__, way, str(folder), *TASKS[way])
     found: dict[str, list[dict[str, Any]]] = {}
     for task in TASKS[way]:
         files = [folder / task / f"{rank}.pt" for rank in range(2)]
-        assert all(file.exists() for file in files), (task, done.stderr[-3000:])
+        assert all(file.exists() for file in files), (task, said[-3000:])
         found[task] = [torch.load(file, weights_only=False) for file in files]
         for rank in found[task]:
             assert "error" not in rank, (task, rank["error"])
