@@ -8,13 +8,11 @@ resident when the trainer stood.
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import protocol
 import torch
-import transformers
 
 sys.path.append(str(protocol.ROOT / "examples" / "scripts"))
 
@@ -52,11 +49,7 @@ def configuration(algorithm: str, steps: int) -> dict[str, Any]:
 
 def setup(request: dict[str, Any]) -> protocol.Round:
     """Build the trainer; a round is one epoch whose noise is drawn from (seed, round)."""
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(request["threads"])
-    name = sys.argv[1]
-    library = protocol.import_fastrl() if name == "fastrl" else importlib.import_module(name)
+    library = protocol.begin(request)
     import tiny_pipeline
 
     with tempfile.TemporaryDirectory() as folder:

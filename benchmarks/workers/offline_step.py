@@ -12,14 +12,12 @@ state (which torch allocates in the first step and keeps).
 
 from __future__ import annotations
 
-import importlib
 import queue
 import sys
 import tempfile
 import threading
 import time
 import traceback
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -255,14 +253,7 @@ class Held(transformers.TrainerCallback):
 
 def setup(request: dict[str, Any]) -> protocol.Round:
     """Build the trainer; a round is one optimizer step of its run."""
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(request["threads"])
-    name = sys.argv[1]
-    if name == "fastrl":
-        library = protocol.import_fastrl()
-    else:
-        library = importlib.import_module(APART.get(CASES[request["case"]][0], name))
+    library = protocol.begin(request, APART.get(CASES[request["case"]][0]))
     folder = tempfile.TemporaryDirectory()
     trainer = build(library, request, folder.name)
     uncompared = (*UNCOMPARED, *OTHERWISE.get(CASES[request["case"]][0], ()))

@@ -14,13 +14,11 @@ or the reference, judged by a reward model of the policy's size; `PAIRED` has th
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import sys
 import tempfile
 import time
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -248,14 +246,7 @@ def generation(trainer: Any, request: dict[str, Any]) -> Callable[[int], dict[st
 
 def setup(request: dict[str, Any]) -> protocol.Round:
     """Build the trainer; a round is one optimizer step of its run, or one generation."""
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(request["threads"])
-    name = sys.argv[1]
-    if name == "fastrl":
-        library = protocol.import_fastrl()
-    else:
-        library = importlib.import_module(APART.get(CASES[request["case"]][0], name))
+    library = protocol.begin(request, APART.get(CASES[request["case"]][0]))
     folder = tempfile.TemporaryDirectory()
     trainer = build(library, request, folder.name)
     alone = request["case"] == "generation"

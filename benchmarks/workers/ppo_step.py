@@ -9,10 +9,8 @@ torch allocates in the first step and keeps).
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -81,11 +79,7 @@ def rows(seed: int, number: int, vocab: int) -> tuple[list, list, list]:
 
 def setup(request: dict[str, Any]) -> protocol.Round:
     """Build the trainer; a round is one step on rows drawn from (seed, round)."""
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(request["threads"])
-    name = sys.argv[1]
-    library = protocol.import_fastrl() if name == "fastrl" else importlib.import_module(name)
+    library = protocol.begin(request)
     vocab = request["vocab"]
     config = library.PPOConfig(batch_size=BATCH, mini_batch_size=8, ppo_epochs=4)
     trainer = library.PPOTrainer(config, model(library, vocab), None, tokenizer(vocab))

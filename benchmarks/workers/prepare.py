@@ -9,12 +9,10 @@ rows. Conversations and tokenizer are new in each round: nothing is remembered f
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +127,8 @@ def digest(rows: Dataset) -> str:
 
 def setup(request: dict[str, Any]) -> protocol.Round:
     """A round prepares `rows` conversations drawn from (seed, round)."""
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
+    library = protocol.begin(request)
     disable_progress_bars()
-    torch.set_num_threads(request["threads"])
-    name = sys.argv[1]
-    library = protocol.import_fastrl() if name == "fastrl" else importlib.import_module(name)
 
     def run(number: int) -> dict[str, Any]:
         rows = conversations(request["seed"], number, request["rows"])

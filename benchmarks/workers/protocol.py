@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
 import platform
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,6 +78,23 @@ def import_fastrl() -> Any:
     import fastrl
 
     return fastrl
+
+
+def begin(request: dict[str, Any], apart: str | None = None) -> Any:
+    """Be quiet, take the request's threads, and import the library this worker is of.
+
+    Args:
+        request: the first one.
+        apart: a module of the peer's where its trainer is; None: its top level.
+    """
+    import torch
+    import transformers
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(request["threads"])
+    name = sys.argv[1]
+    return import_fastrl() if name == "fastrl" else importlib.import_module(apart or name)
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

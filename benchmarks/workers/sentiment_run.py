@@ -10,10 +10,8 @@ are sampled. Memory is counted as in ppo_step.py.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,11 +84,7 @@ def scores(pipe: Callable[..., Any], texts: list[str]) -> list[torch.Tensor]:
 
 def setup(request: dict[str, Any]) -> protocol.Round:
     """Build trainer and classifier; a round is an iteration on prompts drawn from (seed, round)."""
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(request["threads"])
-    name = sys.argv[1]
-    library = protocol.import_fastrl() if name == "fastrl" else importlib.import_module(name)
+    library = protocol.begin(request)
     words = tokenizer(request["vocab"])
     sizes = {"batch_size": request["rows"], "mini_batch_size": request["rows"]}
     config = library.PPOConfig(**sizes, learning_rate=1.41e-5, target_kl=6.0)

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from fastrl.legacy.binding import LegacyInit
 from fastrl.legacy.changes import Ignored, Refused, Renamed, Table
+from fastrl.legacy.trainer_arguments import TRAINER_ORDER
 from fastrl.legacy.training_arguments import TRAINING_ARGUMENTS, defaults_of
 
 _DEFAULTS = {"max_length": 512, "max_prompt_length": 128}
 
 REFERENCE_FREE = LegacyInit(
     order=(
-        "model",
-        "args",
-        "data_collator",
-        "train_dataset",
-        "eval_dataset",
-        "tokenizer",
-        "model_init",
-        "callbacks",
-        "optimizers",
-        "preprocess_logits_for_metrics",
+        *(name for name in TRAINER_ORDER if name != "compute_metrics"),
         "peft_config",
         "compute_metrics",
     ),
