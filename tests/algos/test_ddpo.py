@@ -1,4 +1,4 @@
-"""`DDPOTrainer`: runs of TRL 0.7.11 repeated, its loss by hand, and what it refuses."""
+"""`DDPOTrainer`: runs of TRL 0.7.11 repeated, its loss by hand, and what a run does and keeps."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from accelerate.utils import LoggerType
 from diffusers import DDIMScheduler
 
-import fastrl
 from fastrl.algos.align_prop import AlignPropTrainer
 from fastrl.algos.align_prop_config import AlignPropConfig
 from fastrl.algos.ddpo import DDPOTrainer, ddpo_loss
 from fastrl.algos.ddpo_config import DDPOConfig
 from fastrl.models.diffusion import DefaultDDPOStableDiffusionPipeline
-from fastrl.train.diffusion import _last_checkpoint
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "examples" / "scripts")]
 
 import tiny_pipeline  # noqa: E402
-from ddpo_parity.cases import CASES, COMMON, Prompts, reward, run_case  # noqa: E402
+from ddpo_parity.cases import CASES, reward, run_case  # noqa: E402
 
 from tests import two_ranks  # noqa: E402
+from tests.algos.ddpo_runs import (  # noqa: E402, F401
+    Quiet,
+    build,
+    pipeline_folder,
+    settings,
+    weights,
+)
 
 RECORDED = json.loads((HERE.parent / "fixtures" / "ddpo.json").read_text())["cases"]
 FASTRL = types.SimpleNamespace(
@@ -38,14 +42,6 @@ FASTRL = types.SimpleNamespace(
     DDPOTrainer=DDPOTrainer,
     DefaultDDPOStableDiffusionPipeline=DefaultDDPOStableDiffusionPipeline,
 )
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """A tiny Stable Diffusion pipeline's."""
-    place = tmp_path_factory.mktemp("pipeline")
-    tiny_pipeline.save(place)
-    return place
 
 
 @pytest.fixture
@@ -75,34 +71,6 @@ def test_losses_rewards_and_weights_are_trls(case, folder):
         assert ours == pytest.approx(theirs, abs=1e-4)
     assert found["norm"] == pytest.approx(recorded["norm"], rel=1e-5)
     assert found["draw"] == recorded["draw"]
-
-
-def settings(**more):
-    """Two images an epoch in one optimizer step, unless `more` says otherwise."""
-    base = {
-        "sample_num_steps": 2,
-        "sample_batch_size": 2,
-        "sample_num_batches_per_epoch": 1,
-        "train_batch_size": 2,
-        "train_clip_range": 0.1,
-        "save_freq": 1000,
-    }
-    return DDPOConfig(**{**COMMON, **base, **more})
-
-
-class Quiet(DefaultDDPOStableDiffusionPipeline):
-    def set_progress_bar_config(self, **_):
-        super().set_progress_bar_config(disable=True)
-
-
-def build(folder, use_lora=False, rewarded=reward, prompts=None, hook=None, **more):
-    pipeline = Quiet(str(folder), use_lora=use_lora)
-    return DDPOTrainer(settings(**more), rewarded, prompts or Prompts(), pipeline, hook)
-
-
-def weights(trainer):
-    parameters = trainer.sd_pipeline.unet.parameters()
-    return torch.cat([p.detach().flatten() for p in parameters if p.requires_grad])
 
 
 def metrics(trainer):
@@ -228,130 +196,6 @@ def test_trained_weights_stay_in_fp32_and_others_do_not(folder, fresh_accelerato
     assert kls[0] < 1e-2  # nothing has been learnt before the first step
 
 
-@pytest.mark.parametrize(
-    ("rewarded", "said"),
-    [
-        (lambda *_: (torch.ones(2),), r"must return \(rewards, metadata\), got tuple of 1"),
-        (lambda *_: ([0.5, None], {}), r"numbers as rewards, got \[0.5, None\]"),
-        (lambda *_: torch.ones(2), r"must return \(rewards, metadata\), got Tensor"),
-        (lambda *_: (torch.ones(3), {}), r"one reward for each of 2 images.*got \(3,\)"),
-        (lambda *_: (torch.tensor([1.0, float("nan")]), {}), "not finite"),
-    ],
-)
-def test_wrong_rewards_change_nothing(folder, rewarded, said):
-    trainer = build(folder, rewarded=rewarded)
-    start = weights(trainer).clone()
-    with pytest.raises(ValueError, match=said):
-        trainer.train(1)
-    assert torch.equal(weights(trainer), start) and not trainer.log_history
-
-
-def test_a_step_without_noise_is_refused(folder):
-    trainer = build(folder)
-    trainer.sd_pipeline.sd_pipeline.scheduler.register_to_config(steps_offset=0)
-    with pytest.raises(ValueError, match="steps_offset at least 1"):
-        trainer.train(1)
-
-
-def test_arguments_that_are_none(folder):
-    pipeline = Quiet(str(folder), use_lora=False)
-    for given, said in (
-        ((AlignPropConfig(), reward, Prompts(), pipeline), "config must be a DDPOConfig"),
-        ((settings(), None, Prompts(), pipeline), "reward_function must be callable, got NoneType"),
-        ((settings(), reward, "cat", pipeline), "prompt_function must be callable, got str"),
-        ((settings(), reward, Prompts(), pipeline, 3), "image_samples_hook must be callable"),
-        ((settings(), reward, Prompts(), pipeline.sd_pipeline), "without get_trainable_layers"),
-        (
-            (settings(train_batch_size=4), reward, Prompts(), pipeline),
-            "sample_batch_size=2 must be a multiple of train_batch_size=4",
-        ),
-        (
-            (settings(train_gradient_accumulation_steps=2), reward, Prompts(), pipeline),
-            "the 2 samples of an epoch .* multiple of the 4",
-        ),
-    ):
-        with pytest.raises(ValueError, match=said):
-            DDPOTrainer(*given)
-    with pytest.raises(ValueError, match=r"prompt_function must return \(prompt, metadata\)"):
-        build(folder, prompts=lambda: "cat").train(1)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("sample_eta", 0, "finite and above 0"),
-        ("train_timestep_fraction", 0.01, "leaves no step"),
-        ("train_timesteps_per_pass", 3, "must divide the 2 steps"),
-        ("train_timestep_fraction", 1.5, r"in \(0, 1\]"),
-        ("train_adam_beta1", 1.0, r"in \[0, 1\)"),
-        ("sample_batch_size", 0, "at least 1"),
-        ("seed", -1, "at least 0"),
-        ("train_cfg", "yes", "True or False"),
-        ("mixed_precision", "fp32", "no, fp16, bf16, fp8"),
-        ("negative_prompts", ["dark"], "one prompt is needed, a string"),
-        ("project_kwargs", "x", "no JSON object"),
-        ("accelerator_kwargs", [1], "dict of keyword arguments"),
-        ("train_learning_rate", float("nan"), "finite and at least 0"),
-    ],
-)
-def test_values_that_are_none(name, value, said):
-    with pytest.raises(ValueError, match=rf"{name}=.*{said}"):
-        settings(**{name: value})
-
-
-def test_statistics_that_no_prompt_could_reach():
-    """A prompt whose buffer is below the least count would be compared with the batch for ever."""
-    few = {"per_prompt_stat_tracking_buffer_size": 8}
-    settings(**few)
-    with pytest.raises(ValueError, match=r"buffer_size=8: no prompt would reach .*min_count=16"):
-        settings(per_prompt_stat_tracking=True, **few)
-    settings(per_prompt_stat_tracking=True, per_prompt_stat_tracking_min_count=8, **few)
-
-
-def test_a_folder_to_resume_from(tmp_path):
-    for name in ("checkpoint_old", "checkpoint_2", "checkpoint_10", "checkpoint_last"):
-        (tmp_path / "checkpoint_here" / name).mkdir(parents=True)
-    folder = tmp_path / "checkpoint_here"
-    assert _last_checkpoint(str(folder)) == folder / "checkpoint_10"
-    assert _last_checkpoint(str(folder / "checkpoint_2")) == folder / "checkpoint_2"
-    for place in (folder / "checkpoint_old", tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=f"resume_from='{place}': no checkpoint_N there"):
-            _last_checkpoint(str(place))
-
-
-def test_a_hook_that_fails_comes_before_training(folder):
-    def fail(*_):
-        raise OSError("the disk is full")
-
-    trainer = build(folder, hook=fail)
-    start = weights(trainer).clone()
-    with pytest.raises(OSError, match="disk is full"):
-        trainer.train(1)
-    assert torch.equal(weights(trainer), start) and not trainer.log_history
-
-
-def test_the_config_on_a_command_line_and_as_a_dict():
-    parser = fastrl.TrlParser((DDPOConfig,))
-    words = ["--num_epochs=200", "--per_prompt_stat_tracking=True", "--log_with", "tensorboard"]
-    words += ["--tracker_kwargs", '{"wandb": {"entity": "me"}}']
-    (config,) = parser.parse_args_and_config(words)
-    assert (config.num_epochs, config.per_prompt_stat_tracking) == (200, True)
-    found = config.to_dict()
-    assert found["tracker_kwargs/wandb/entity"] == "me" and found["log_with"] == "tensorboard"
-    assert "project_kwargs" not in found
-
-
-def test_a_trained_pipeline_is_pushed_if_asked_to(folder, monkeypatch):
-    pushed = []
-    monkeypatch.setattr(DDPOTrainer, "push_to_hub", lambda _, name: pushed.append(name))
-    build(folder, num_epochs=1).train()
-    assert not pushed
-    build(folder, num_epochs=1, push_to_hub=True, run_name="me/mine").train()
-    assert pushed == ["me/mine"]
-    with pytest.raises(ValueError, match="push_to_hub=True: it is pushed to run_name, so name it"):
-        settings(push_to_hub=True)
-
-
 def test_saving_and_the_card(folder, tmp_path, monkeypatch):
     from fastrl.train import hub
 
@@ -412,25 +256,3 @@ def test_two_ranks_learn_together(tmp_path):
     assert "failed on rank 1" in first["refused"] and "not finite" in second["refused"]
     assert "no picture" in first["hook"] and "hook failed on rank 0" in second["hook"]
     assert "failed on rank 1" in first["alignprop"] and "no_grad()" in second["alignprop"]
-
-
-@pytest.mark.parametrize("log_with", ["tensorboard", ["wandb", "tensorboard"]])
-def test_what_trackers_start_with(log_with):
-    """TensorBoard takes numbers, texts and truth values only; wandb gets the run's name."""
-    config = AlignPropConfig(run_name="mine", tracker_kwargs={"wandb": {"entity": "me"}})
-    config.log_with = log_with
-    given = {}
-    names = [log_with] if isinstance(log_with, str) else log_with
-    fake = types.SimpleNamespace(
-        config=config,
-        _title="AlignProp",
-        accelerator=types.SimpleNamespace(
-            log_with=[LoggerType(name) for name in names],
-            init_trackers=lambda project, config, init_kwargs: given.update(config, **init_kwargs),
-        ),
-    )
-    AlignPropTrainer._start_trackers(fake)
-    name = {"name": "mine"} if "wandb" in log_with else {}
-    assert given.pop("wandb") == {**name, "entity": "me"}
-    assert given["truncated_rand_backprop_minmax"] == "[0, 50]" and given["save_freq"] == 1
-    assert all(isinstance(value, bool | int | float | str | None) for value in given.values())

@@ -1,63 +1,17 @@
-"""`IterativeSFTTrainer`: runs of TRL 0.7.11 repeated, and what it does with each kind of input."""
+"""`IterativeSFTTrainer`: what a step learns from each kind of input, and what a run keeps."""
 
 from __future__ import annotations
-
-import json
-import sys
-import types
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling, TrainingArguments
+from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling
 
 from fastrl.algos.iterative_sft import IterativeSFTTrainer
-from fastrl.algos.iterative_sft_config import IterativeSFTConfig
+from tests.algos.iterative_sft_runs import IDS, MODELS, TEXTS, config, make_tokenizer, tiny
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from iterative_parity.cases import CASES, DROPOUTS, MODELS, run_case  # noqa: E402
-from iterative_two_ranks import worker  # noqa: E402
-from ppo_parity.cases import fill, make_tokenizer, tiny_config  # noqa: E402
-
-from tests import two_ranks  # noqa: E402
-
-RECORDED = json.loads((HERE.parent / "fixtures" / "iterative_sft.json").read_text())["cases"]
-FASTRL = types.SimpleNamespace(IterativeSFTTrainer=IterativeSFTTrainer)
-IDS = [torch.tensor([5, 6, 7, 8]), torch.tensor([9, 10]), torch.tensor([11, 12, 13, 14, 15, 16])]
-TEXTS = ["w5 w6 w7 w8", "w9 w10", "w11 w12 w13 w14 w15 w16"]
 pytestmark = pytest.mark.filterwarnings("ignore:IterativeSFTTrainer, old spellings")
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_iterative_sft_trainer_step_has_trls_losses(case, capsys):
-    found, recorded = run_case(case, FASTRL), RECORDED[case.name]
-    assert len(found["losses"]) == 12
-    assert found["losses"] == pytest.approx(recorded["losses"], abs=1e-5)
-    assert found["draw"] == recorded["draw"], "the shuffles drew as TRL's did"
-    for line, theirs in zip(found["log"], recorded["log"], strict=True):
-        assert line == pytest.approx(theirs, abs=1e-4)
-
-
-def tiny(kind="llama", dropout=0.0):
-    config = tiny_config(kind)
-    for name in DROPOUTS:
-        if hasattr(config, name):
-            setattr(config, name, dropout)
-    model = MODELS[kind](config)
-    fill(model, 1)
-    return model
-
-
-def config(tmp_path, **more):
-    base = {"per_device_train_batch_size": 3, "max_steps": 9, "learning_rate": 1e-2}
-    return IterativeSFTConfig(
-        str(tmp_path), **{**base, "report_to": "none", "disable_tqdm": True, **more}
-    )
 
 
 @pytest.fixture
@@ -275,17 +229,6 @@ def test_an_adapter_is_trained_alone(make):
     assert moved and all("lora_B" in name for name in moved)
 
 
-def test_a_model_and_tokenizer_by_name(tmp_path):
-    folder = str(tmp_path / "model")
-    tiny().save_pretrained(folder)
-    make_tokenizer("right").save_pretrained(folder)
-    more = {"model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": False}
-    trainer = IterativeSFTTrainer(folder, config(tmp_path, **more))
-    assert trainer.model.dtype == torch.bfloat16
-    trainer.step(texts=TEXTS)
-    assert trainer.tokenizer.truncation_side == "left"
-
-
 def test_evaluation_and_logs(make, tmp_path):
     rows = Dataset.from_dict({"input_ids": [row.tolist() for row in IDS]})
     trainer = make(eval_dataset=rows, eval_steps=2, logging_steps=2, per_device_eval_batch_size=3)
@@ -353,45 +296,6 @@ def test_a_loss_that_is_not_finite_moves_nothing(make):
     assert torch.equal(trainer.model.model.norm.weight, start)
 
 
-BAD_STEPS = {
-    "nothing": ({}, "needs input_ids= or texts="),
-    "no list": ({"input_ids": torch.ones(2, 3).long()}, "input_ids must be a list of tensors"),
-    "lists of lists": ({"input_ids": [[1, 2]]}, "input_ids must be a list of tensors, but row 0"),
-    "no rows": ({"input_ids": []}, "input_ids is empty"),
-    "floats": ({"input_ids": [torch.ones(3)]}, "row 0 must be 1-D and of whole numbers"),
-    "labels are no list": ({"input_ids": IDS, "labels": IDS[0]}, "labels must be a list"),
-    "masks are no tensors": (
-        {"input_ids": IDS, "attention_mask": [[1]] * 3},
-        "attention_mask must",
-    ),
-    "one text": ({"texts": "w5 w6"}, "texts must be a list of strings, got str"),
-    "no texts": ({"texts": [IDS[0]]}, "texts must be a list of strings, but row 0 is Tensor"),
-    "labels as a text": ({"texts": TEXTS, "texts_labels": "w5"}, "texts_labels must be a list"),
-    "other lengths": ({"texts": TEXTS, "texts_labels": ["w5"] * 3}, "labels row 0 has 1 tokens"),
-    "fewer labels": ({"input_ids": IDS, "labels": IDS[:2]}, "labels has 2 rows"),
-    "short mask": ({"input_ids": IDS, "attention_mask": [IDS[1]] * 3}, "attention_mask row 0"),
-    "all masked": ({"input_ids": IDS[:1], "attention_mask": [torch.zeros(4).long()]}, "is empty"),
-    "empty": ({"input_ids": [torch.ones(0).long()]}, "row 0 is empty"),
-    "outside": ({"input_ids": [torch.tensor([3, 64])]}, "row 0 holds 64, outside"),
-    "label outside": ({"input_ids": IDS[1:2], "labels": [torch.tensor([3, -5])]}, "holds -5"),
-}
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory):
-    return IterativeSFTTrainer(
-        tiny(), config(tmp_path_factory.mktemp("bad")), processing_class=make_tokenizer("right")
-    )
-
-
-@pytest.mark.parametrize("name", BAD_STEPS)
-def test_bad_input_of_step_is_a_value_error(decoder, name):
-    given, told = BAD_STEPS[name]
-    with pytest.raises(ValueError, match=told):
-        decoder.step(**given)
-    assert decoder.state.global_step == 0
-
-
 def test_an_encoder_decoder_needs_labels(make):
     with pytest.raises(ValueError, match="encoder-decoder needs labels= or texts_labels="):
         make("t5").step(texts=TEXTS)
@@ -404,48 +308,6 @@ def test_texts_win_over_ids_with_a_warning(make):
     assert trainer.losses == pytest.approx([mean_nll(tiny(), [(i,) for i in IDS])], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"processing_class": "gpt2"}, "must be a transformers tokenizer, got str"),
-        ({"model": torch.nn.Linear(2, 2)}, "model must be a transformers model or its name"),
-        ({"args": {"max_steps": -1}}, "set args.max_steps to the optimizer steps of all"),
-        ({"args": {"eval_steps": 2}}, "there is no eval_dataset"),
-        ({"args": {"max_length": 1}}, "max_length must leave room"),
-        ({"args": {"truncation_mode": "middle"}}, "truncation_mode='middle'"),
-    ],
-)
-def test_bad_parts_are_value_errors(tmp_path, given, told):
-    with pytest.raises(ValueError, match=told):
-        IterativeSFTTrainer(
-            given.get("model") or tiny(),
-            config(tmp_path, **given.get("args", {})),
-            processing_class=given.get("processing_class", make_tokenizer("right")),
-        )
-
-
-def test_positional_arguments_in_the_order_of_both_eras(tmp_path):
-    model, tokenizer = tiny(), make_tokenizer("right")
-    args = TrainingArguments(str(tmp_path), max_steps=3, report_to="none")
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with pytest.warns(FutureWarning, match="IterativeSFTTrainer, old spellings"):
-        old = IterativeSFTTrainer(model, args, tokenizer, (optimizer, None), None, None, 12)
-    assert (old.max_length, old.tokenizer, old._api_generation) == (12, tokenizer, "0.7")
-    assert old.args.logging_steps == 500 and not old.args.gradient_checkpointing
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        new = IterativeSFTTrainer(model, config(tmp_path), None, None, tokenizer)
-    assert new.tokenizer is tokenizer and new._api_generation == "1"
-
-
-def test_iterative_sft_config_has_trls_defaults(tmp_path):
-    args = IterativeSFTConfig(str(tmp_path))
-    found = (args.max_length, args.truncation_mode, args.optimize_device_cache, args.logging_steps)
-    assert found == (None, "keep_end", False, 10)
-    with pytest.warns(FutureWarning, match="eval_strategy"):
-        IterativeSFTConfig(str(tmp_path), evaluation_strategy="no")
-
-
 def test_the_model_is_saved_with_its_card(make, tmp_path):
     trainer = make()
     trainer.step(texts=TEXTS)
@@ -454,38 +316,3 @@ def test_the_model_is_saved_with_its_card(make, tmp_path):
     torch.testing.assert_close(loaded.lm_head.weight, trainer.model.lm_head.weight)
     trainer.create_model_card(model_name="mine")
     assert "Iterative-SFT" in (tmp_path / "README.md").read_text()
-
-
-@pytest.mark.slow
-def test_two_ranks_learn_as_one_and_stop_together(tmp_path):
-    first, second = two_ranks.run(HERE / "iterative_two_ranks" / "worker.py", tmp_path, timeout=200)
-    alone = worker.train(tmp_path, 0, 1)
-    for name, weight in alone["weights"].items():
-        assert torch.equal(first["weights"][name], second["weights"][name]), name
-        torch.testing.assert_close(first["weights"][name], weight, rtol=2e-6, atol=2e-6, msg=name)
-    assert first["logs"] == pytest.approx(alone["logs"], rel=1e-5)
-    for rank in (first, second):
-        assert (
-            rank["uneven"] == "ValueError: step() got [1, 2] rows on the ranks: give each as many"
-        )
-    assert "holds 64, outside" in second["one_bad"]
-    assert "failed on rank 1" in first["one_bad"]
-
-
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"dataloader_drop_last": True},
-        {"dataloader_num_workers": 2},
-        {"eval_strategy": "epoch"},
-        {"num_train_epochs": 1.0},
-        {"save_steps": 10},
-        {"save_strategy": "epoch"},
-        {"save_total_limit": 2},
-    ],
-    ids=lambda field: next(iter(field)),
-)
-def test_fields_that_step_does_not_look_at_are_refused(tmp_path, field):
-    (name,) = field
-    with pytest.raises(ValueError, match=f"{name}=.* has no part in IterativeSFTConfig"):
-        IterativeSFTConfig(str(tmp_path), use_cpu=True, bf16=False, **field)

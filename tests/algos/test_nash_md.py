@@ -12,7 +12,7 @@ from fastrl.rewards.judges import BasePairwiseJudge
 from tests import two_ranks
 from tests.algos.offline_parity.making import model, tokenizer
 from tests.algos.online_dpo_parity import ranks, running
-from tests.algos.test_online_dpo import PROMPTS, column, settings, vowels
+from tests.algos.online_dpo_runs import PROMPTS, column, settings, vowels
 from tests.algos.test_two_models import trainer_of
 
 # --- the loss ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Online DPO: TRL's numbers, losses by hand, pairs that stay together, and what is refused."""
+"""Online DPO: TRL's numbers, losses by hand, pairs that stay together, the trainer, two ranks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 import inspect
 import math
 import shutil
-import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +15,11 @@ from transformers import TrainingArguments
 from fastrl import OnlineDPOConfig, OnlineDPOTrainer
 from fastrl.algos.dpo_losses import LOSSES
 from fastrl.algos.online_dpo import by_reward, preferences
-from fastrl.rewards.judges import BasePairwiseJudge
 from tests import two_ranks
 from tests.algos.offline_parity.making import model, tokenizer
 from tests.algos.online_dpo_parity import cases, ranks, running
+from tests.algos.online_dpo_runs import BY_NAME, column, run, settings, trainer_of, vowels
 
-BY_NAME = {case.name: case for case in cases.ALL}
 QUICK = {"default", "whole", "ipo", "penalty", "ties", "cut", "accumulation", "lora_given", "chat"}
 # Fields of the other online trainers that mean the same here.
 OURS = {
@@ -33,50 +30,6 @@ OURS = {
     "transformers_continuous_batching_config", "use_transformers_continuous_batching",
     "use_transformers_paged", "vllm_max_model_length",
 }  # fmt: skip
-PROMPTS = ["abc", "hello", "9 + 3 is", "xy", "the end of", "q", "so", "what is"]
-
-
-def vowels(completions, **_):
-    """The share of vowels."""
-    return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
-
-
-def settings(folder, **given):
-    return {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_new_tokens": 6,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-        **given,
-    }
-
-
-def trainer_of(folder, rewards=vowels, rows=PROMPTS, more=None, **given):
-    return OnlineDPOTrainer(
-        model(),
-        reward_funcs=rewards,
-        args=OnlineDPOConfig(**settings(folder, **given)),
-        train_dataset=Dataset.from_dict({"prompt": rows}),
-        processing_class=tokenizer(),
-        **(more or {}),
-    )
-
-
-def column(trainer, key):
-    return [row[key] for row in trainer.state.log_history if key in row]
-
-
-def run(case, **given):
-    return running.run(case, OnlineDPOTrainer, OnlineDPOConfig, shuffle_dataset=False, **given)
-
 
 # --- TRL's numbers -------------------------------------------------------------------------------
 
@@ -322,224 +275,6 @@ def test_reward_model_path_is_the_reward_where_none_is_given(tmp_path):
     trainer = trainer_of(tmp_path, None, max_steps=1, reward_model_path=path)
     trainer.train()
     assert trainer.reward_func_names == ["judge"] and column(trainer, "objective/scores")
-
-
-# --- what is refused -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"loss_type": "hinge"}, "loss_type='hinge' is none of sigmoid, ipo"),
-        ({"beta": 0.0}, "beta must be positive"),
-        ({"beta": []}, r"beta must be positive.*got \[\]"),
-        ({"beta": [0.1, -1.0]}, "beta must be positive"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more"),
-        ({"max_length": 1}, "max_length must leave room for 2"),
-        ({"missing_eos_penalty": -1.0}, "missing_eos_penalty .* must be positive"),
-        ({"steps_per_generation": 0}, "steps_per_generation must be 1 or more"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"vllm_mode": "remote"}, "vllm_mode='remote' is none of colocate, server"),
-    ],
-)
-def test_a_config_refuses(given, message):
-    with pytest.raises(ValueError, match=message):
-        OnlineDPOConfig("out", use_cpu=True, **given)
-
-
-@pytest.mark.parametrize(
-    "name", ["num_generations", "num_iterations", "epsilon", "max_completion_length"]
-)
-def test_a_config_has_no_field_that_would_do_nothing(name):
-    with pytest.raises(TypeError, match=name):
-        OnlineDPOConfig("out", use_cpu=True, **{name: 4})
-
-
-def test_a_config_warns_where_no_prompt_would_be_left():
-    with pytest.warns(UserWarning, match="max_new_tokens=512 is no less than max_length=512"):
-        OnlineDPOConfig("out", use_cpu=True, max_new_tokens=512)
-
-
-def test_batch_sizes_count_prompts():
-    args = OnlineDPOConfig(
-        "out", use_cpu=True, per_device_train_batch_size=3, gradient_accumulation_steps=4
-    )
-    assert (args.generation_batch_size, args.steps_per_generation) == (24, 4)
-    assert args.beta == 0.1 and dataclasses.replace(args, beta=[0.1, 0.2]).beta == [0.1, 0.2]
-
-
-@pytest.mark.parametrize(
-    ("more", "kind", "message"),
-    [
-        ({"data_collator": lambda rows: rows}, ValueError, "data_collator has no part"),
-        ({"compute_metrics": lambda _: {}}, ValueError, "compute_metrics has no part"),
-        ({"preprocess_logits_for_metrics": max}, ValueError, "preprocess_logits_for_metrics has"),
-        ({"judge": object()}, ValueError, "reward_funcs is of rewards, and a judge gives none"),
-        ({"ref_model": "somewhere"}, TypeError, "ref_model must be a model, got str"),
-    ],
-)
-def test_arguments_that_are_refused(tmp_path, more, kind, message):
-    with pytest.raises(kind, match=message):
-        trainer_of(tmp_path, more=more)
-
-
-def test_the_model_is_not_its_own_reference(tmp_path):
-    from peft import LoraConfig
-
-    policy = model()
-    with pytest.raises(ValueError, match="ref_model is the object given as model"):
-        OnlineDPOTrainer(
-            policy,
-            policy,
-            vowels,
-            OnlineDPOConfig(**settings(tmp_path)),
-            train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-            processing_class=tokenizer(),
-            peft_config=LoraConfig(target_modules=["q_proj"]),
-        )
-    assert not any("lora" in name for name, _ in policy.named_parameters())
-
-
-def test_rewards_are_required(tmp_path):
-    with pytest.raises(ValueError, match="reward_funcs"):
-        trainer_of(tmp_path, None)
-
-
-# --- a judge -------------------------------------------------------------------------------------
-
-
-class Vowels(BasePairwiseJudge):
-    """Prefers the share of vowels, the first of equal ones; keeps what it was asked."""
-
-    def __init__(self, fails=()):
-        self.asked = []
-        self.fails = fails
-
-    def judge(self, prompts, completions, shuffle_order=True):
-        places = []
-        for prompt, (first, second) in zip(prompts, completions, strict=True):
-            self.asked.append((prompt, first, second))
-            one, other = vowels([first, second])
-            places.append(-1 if prompt in self.fails else int(other > one))
-        return places
-
-
-def judged(judge):
-    """The trainer's class, given a judge in the place of reward functions."""
-
-    class Judged(OnlineDPOTrainer):
-        def __init__(self, reward_funcs=None, **given):
-            super().__init__(judge=judge, **given)
-
-    return Judged
-
-
-@pytest.mark.parametrize("name", ["default", "chat"])
-def test_a_judge_chooses_as_rewards_do(monkeypatch, name):
-    """Of rewards these numbers are TRL's; of its judges (TRL <= 0.28) the same pairs are."""
-
-    def text_vowels(completions, **_):
-        flat = [c if isinstance(c, str) else "Assistant: " + c[0]["content"] for c in completions]
-        return vowels(flat)
-
-    monkeypatch.setitem(running.making.REWARDS, "text_vowels", text_vowels)
-    case = dataclasses.replace(BY_NAME[name], rewards=("text_vowels",))
-    want = run(case)
-    scores = {"objective/rlhf_reward", "objective/scores", "objective/scores_margin"}
-    monkeypatch.setattr(running, "METRICS", [m for m in running.METRICS if m not in scores])
-    judge = Vowels()
-    got = running.run(case, judged(judge), OnlineDPOConfig, shuffle_dataset=False)
-    assert running.differences(got, {key: want[key] for key in got}) == []
-    assert len(judge.asked) == 8 * 4
-    if name == "chat":
-        prompt, first, _ = judge.asked[0]
-        assert prompt.startswith("User: ") and first.startswith("Assistant: ")
-
-
-def test_a_judges_run_logs_no_scores_and_learns(tmp_path):
-    judge = Vowels()
-    trainer = trainer_of(tmp_path, None, more={"judge": judge}, max_steps=2)
-    trainer.train()
-    assert trainer.judge is judge and trainer.reward_func_names == ["Vowels"]
-    first = trainer.state.log_history[0]
-    assert not [key for key in first if key.startswith("objective/") and "score" in key[10:16]]
-    assert "objective/rlhf_reward" not in first and first["rewards/Vowels/mean"] == 0.5
-    assert {prompt for prompt, *_ in judge.asked} == set(PROMPTS)
-
-
-def test_a_pair_that_the_judge_fails_on_is_left_out(tmp_path):
-    judge = Vowels(fails=set(PROMPTS) - {"abc"})
-    trainer = trainer_of(tmp_path, None, more={"judge": judge}, max_steps=4)
-    trainer.train()
-    losses = sorted(column(trainer, "loss"))
-    assert losses[:2] == [0.0, 0.0] and losses[2] > 0.2  # two steps of two epochs have abc
-
-
-def test_verdicts_that_are_none_are_refused(tmp_path):
-    for verdict in (2, 0.7):
-        wrong = SimpleNamespace(judge=lambda prompts, pairs, v=verdict: [v] * len(pairs))
-        with pytest.raises(ValueError, match=r"must give 0, 1 or -1 for each of \d pairs"):
-            trainer_of(tmp_path, None, more={"judge": wrong}).train()
-
-
-@pytest.mark.parametrize(
-    ("given", "more", "kind", "message"),
-    [
-        ({}, {"judge": object()}, TypeError, "judge must have a method judge"),
-        ({"missing_eos_penalty": 1.0}, {}, ValueError, "missing_eos_penalty is of rewards"),
-        ({"reward_weights": [2.0]}, {}, ValueError, "reward_weights is of rewards"),
-        ({"reward_model_path": "there"}, {}, ValueError, "reward_funcs is of rewards"),
-    ],
-)
-def test_settings_of_rewards_beside_a_judge_are_refused(tmp_path, given, more, kind, message):
-    with pytest.raises(kind, match=message):
-        trainer_of(tmp_path, None, more={"judge": Vowels(), **more}, **given)
-
-
-def test_a_judge_at_its_old_place(tmp_path):
-    judge = Vowels()
-    args = OnlineDPOConfig(**settings(tmp_path))
-    rows = Dataset.from_dict({"prompt": PROMPTS})
-    with pytest.warns(FutureWarning, match="order has changed"):
-        trainer = OnlineDPOTrainer(
-            model(), model(), None, judge, args, None, rows, None, tokenizer()
-        )
-    assert trainer.judge is judge and trainer.args is args
-
-
-# --- older calls ---------------------------------------------------------------------------------
-
-
-def test_called_as_in_0_11(tmp_path):
-    args = OnlineDPOConfig(**settings(tmp_path, max_steps=1))
-    rows, score = Dataset.from_dict({"prompt": PROMPTS}), model("llama", "score")
-    score.config._name_or_path = "judge"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer = OnlineDPOTrainer(
-            model(),
-            reward_model=score,
-            reward_processing_class=tokenizer(),
-            args=args,
-            judge=None,
-            train_dataset=rows,
-            tokenizer=tokenizer(),
-        )
-    (told,) = [str(w.message) for w in caught if "old spellings" in str(w.message)]
-    assert "reward_model= is reward_funcs=" in told
-    assert "reward_processing_class= is reward_processing_classes=" in told
-    trainer.train()
-    assert trainer.reward_func_names == ["judge"] and trainer._api_generation == "0.11"
-
-
-def test_called_in_the_order_of_0_11(tmp_path):
-    args = OnlineDPOConfig(**settings(tmp_path))
-    rows = Dataset.from_dict({"prompt": PROMPTS})
-    with pytest.warns(FutureWarning, match="order has changed"):
-        trainer = OnlineDPOTrainer(
-            model(), model(), vowels, None, args, None, rows, None, tokenizer()
-        )
-    assert trainer.args is args and trainer.reward_func_names == ["vowels"]
 
 
 # --- two ranks -----------------------------------------------------------------------------------

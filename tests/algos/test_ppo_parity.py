@@ -24,14 +24,11 @@ FIXTURES = HERE.parent / "fixtures" / "ppo"
 sys.path.insert(0, str(HERE))
 
 from ppo_parity import compare  # noqa: E402
-from ppo_parity.cases import (  # noqa: E402
+from ppo_parity.cases import BASE, CASES, Case, find_case  # noqa: E402
+from ppo_parity.running import (  # noqa: E402
     ARRAYS,
-    BASE,
     BY_TOKEN,
-    CASES,
-    Case,
     Outcome,
-    find_case,
     response_values,
     run_case,
     scalars,
@@ -168,7 +165,7 @@ def updates(name: str, step: int) -> float:
 
 def paired_rows(name: str, step: int) -> list[tuple]:
     """The (query, response) pairs of a step."""
-    from ppo_parity.cases import rows
+    from ppo_parity.running import rows
 
     queries, responses, _, _ = rows(find_case(name), step, 0)
     return list(zip(queries, responses, strict=True))

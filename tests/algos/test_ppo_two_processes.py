@@ -18,13 +18,8 @@ FIXTURES = HERE.parent / "fixtures" / "ppo"
 sys.path.insert(0, str(HERE))
 
 from ppo_parity import compare  # noqa: E402
-from ppo_parity.cases import (  # noqa: E402
-    TWO_PROCESS_CASES,
-    find_case,
-    run_case,
-    scalars,
-    starting_weights,
-)
+from ppo_parity.cases import TWO_PROCESS_CASES, find_case  # noqa: E402
+from ppo_parity.running import run_case, scalars, starting_weights  # noqa: E402
 
 NAMES = [case.name for case in TWO_PROCESS_CASES]
 

@@ -15,7 +15,7 @@ import fastrl
 from fastrl.legacy.online_dpo import ONLINE_DPO_FIELDS
 from tests.algos.offline_parity.making import model, tokenizer
 from tests.algos.online_dpo_parity import running
-from tests.algos.test_online_dpo import PROMPTS, column, settings, vowels
+from tests.algos.online_dpo_runs import PROMPTS, column, settings, vowels
 from tests.algos.two_model_parity import cases
 from tests.algos.two_model_parity.record import RECORD
 

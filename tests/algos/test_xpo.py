@@ -11,9 +11,9 @@ from datasets import Dataset
 from fastrl.algos.xpo import XPOTrainer
 from fastrl.algos.xpo_config import XPOConfig
 from tests.algos.offline_parity.making import model, tokenizer
+from tests.algos.online_dpo_runs import PROMPTS, column, settings
 from tests.algos.online_parity.making import fill_adapters
 from tests.algos.test_nash_md import Places, Shares, likeliest
-from tests.algos.test_online_dpo import PROMPTS, column, settings
 from tests.algos.test_two_models import trainer_of
 
 # --- the losses ----------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from datasets import Dataset
 import fastrl
 from tests.algos.offline_parity import making
 from tests.customisation import runs
-from tests.customisation.fields import FIELDS, Same
+from tests.customisation.fields import FIELDS
+from tests.customisation.probes import Same
 from tests.customisation.test_inherited_fields import (
     ELSEWHERE,
     NAMES,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 STATS = ("top1", "mean_logit", "log_sum_sq")
+ENGINES = ["keep", "recompute", "frozen"]
 
 
 @dataclass(frozen=True)

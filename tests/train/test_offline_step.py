@@ -8,7 +8,7 @@ import pytest
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from tests.train.test_trainer import build
+from tests.train.offline_runs import build
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from fastrl import GRPOConfig, GRPOTrainer
 from fastrl.train.experience import Experience, joined
 from tests.algos.offline_parity.making import model, tokenizer
-from tests.train.test_online import PROMPTS, arguments, grpo, losses, same, vowels, weights
+from tests.train.online_runs import PROMPTS, arguments, grpo, losses, same, vowels, weights
 
 
 def rows(trainer, key="reward"):

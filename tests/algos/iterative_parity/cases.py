@@ -1,6 +1,6 @@
 """Small runs of `IterativeSFTTrainer.step` that are the same with TRL 0.7.11 and with fastrl.
 
-Models are filled by parameter name and rows drawn by seed, as for PPO (ppo_parity.cases). Dropout
+Models are filled by parameter name and rows drawn by seed, as for PPO (ppo_parity.running). Dropout
 is off, as it would be drawn for other shapes where no padding is computed.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from ppo_parity.cases import VOCAB, fill, make_tokenizer, tiny_config
+from ppo_parity.running import VOCAB, fill, make_tokenizer, tiny_config
 
 CALLS = 3
 ROWS = 7

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import transformers
-from ppo_parity.cases import fill, make_tokenizer, tiny_config
+from ppo_parity.running import fill, make_tokenizer, tiny_config
 
 from fastrl.algos.iterative_sft import IterativeSFTTrainer
 from fastrl.algos.iterative_sft_config import IterativeSFTConfig

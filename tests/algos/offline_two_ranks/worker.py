@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from tests.train.test_trainer import build
+from tests.train.offline_runs import build
 from tests.two_ranks import leave
 
 # Its NLL is a mean over the tokens of a micro-batch, in TRL too, and so not that of the whole step.

@@ -73,7 +73,8 @@ def weight_errors(
 def main() -> None:
     """Print, case by case, the worst scalar and the worst weight tensor (1 is the limit)."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from ppo_parity.cases import CASES, TWO_PROCESS_CASES, starting_weights
+    from ppo_parity.cases import CASES, TWO_PROCESS_CASES
+    from ppo_parity.running import starting_weights
 
     ours_folder, theirs_folder = map(Path, sys.argv[1:3])
     for case in CASES + TWO_PROCESS_CASES:

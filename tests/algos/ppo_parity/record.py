@@ -34,12 +34,10 @@ import numpy as np
 import torch
 import transformers
 
-from ppo_parity.cases import (
+from ppo_parity.cases import CASES, TWO_PROCESS_CASES, Case
+from ppo_parity.running import (
     ARRAYS,
     BY_TOKEN,
-    CASES,
-    TWO_PROCESS_CASES,
-    Case,
     Outcome,
     response_values,
     run_case,

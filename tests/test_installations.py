@@ -1,24 +1,18 @@
-"""The ways in which fastrl is built and installed, and what each says when a part is missing."""
+"""The ways in which fastrl is built and installed, and what importing it brings in."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import stat
-import subprocess
 import sys
 import sysconfig
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-BUILD_VARIABLES = ("CUDA_HOME", "CUDA_PATH", "CUDAHOSTCXX", "CXX", "FASTRL_CUDA_ARCHS")
+from tests.building import ROOT, old_nvcc, program, run
 
 # Says what an installation holds; run where no checkout is in reach.
 PROBE = """
@@ -35,138 +29,6 @@ print(json.dumps({
 }))
 """
 GAE = [[0.75, 1.0, 0.0], [2.625, 2.5, 0.0]]
-
-
-@pytest.fixture(scope="module")
-def setup_module_under_test():
-    """setup.py as a module; its setup() call is guarded."""
-    spec = importlib.util.spec_from_file_location("fastrl_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def clean_environment(monkeypatch):
-    for name in (*BUILD_VARIABLES, "FASTRL_BUILD", "FASTRL_REQUIRE_NATIVE", "PYTHONPATH"):
-        monkeypatch.delenv(name, raising=False)
-    return monkeypatch
-
-
-def program(path: Path, text: str) -> Path:
-    """An executable shell script."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("#!/bin/sh\n" + text)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
-
-
-def old_nvcc(toolkit: Path) -> Path:
-    """A toolkit whose nvcc accepts no g++ of this decade."""
-    program(
-        toolkit / "bin" / "nvcc",
-        'case "$*" in\n'
-        '*--version*) echo "Cuda compilation tools, release 11.0, V11.0.194"; exit 0;;\n'
-        "*--list-gpu-arch*) echo compute_80; exit 0;;\n"
-        "esac\n"
-        'echo "host_config.h:138:2: error: #error -- unsupported GNU version! gcc versions later'
-        ' than 9 are not supported!" >&2\nexit 1\n',
-    )
-    return toolkit
-
-
-# --- setup.py's decisions, without building ------------------------------------------------------
-
-
-def test_extras_are_trls_and_ours():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    trls = {"test", "peft", "diffusers", "deepspeed", "benchmark", "quantization", "dev"}
-    assert trls | {"liger", "llm_judge", "vllm", "rewards"} <= extras.keys()
-    assert extras["quantization"] == ["bitsandbytes"]
-    assert not set(extras["deepspeed"]) & set(project["dependencies"])
-
-
-def test_setup_imports_no_torch():
-    assert "torch" not in {
-        line.split()[1].split(".")[0]
-        for line in (ROOT / "setup.py").read_text().splitlines()
-        if line.startswith(("import ", "from "))
-    }
-
-
-def test_toolkit_order(setup_module_under_test, clean_environment, tmp_path):
-    find_nvcc = setup_module_under_test.find_nvcc
-    named = old_nvcc(tmp_path / "named")
-    on_path = old_nvcc(tmp_path / "on_path")
-    clean_environment.setenv("PATH", str(on_path / "bin"))
-    assert find_nvcc() == str(on_path / "bin" / "nvcc")
-    clean_environment.setenv("CUDA_HOME", str(named))
-    assert find_nvcc() == str(named / "bin" / "nvcc")
-    clean_environment.setenv("CUDA_HOME", "/nowhere")
-    with pytest.raises(
-        setup_module_under_test.Skipped, match="CUDA_HOME=/nowhere holds no bin/nvcc"
-    ):
-        find_nvcc()
-
-
-def test_archs(setup_module_under_test, clean_environment, tmp_path):
-    nvcc = str(old_nvcc(tmp_path) / "bin" / "nvcc")
-    clean_environment.setattr(setup_module_under_test, "visible_archs", list)
-    assert setup_module_under_test.cuda_archs(nvcc) == ["80"]
-    clean_environment.setattr(setup_module_under_test, "visible_archs", lambda: ["90"])
-    assert setup_module_under_test.cuda_archs(nvcc) == ["90"]
-    clean_environment.setenv("FASTRL_CUDA_ARCHS", "80;90a")
-    assert setup_module_under_test.cuda_archs(nvcc) == ["80", "90a"]
-
-
-def test_visible_archs_are_read_from_the_driver(
-    setup_module_under_test, clean_environment, tmp_path
-):
-    program(tmp_path / "nvidia-smi", "printf '9.0\\n8.0\\n9.0\\n10.3\\n'\n")
-    clean_environment.setenv("PATH", str(tmp_path))
-    assert setup_module_under_test.visible_archs() == ["80", "90", "103"]
-    program(tmp_path / "nvidia-smi", "echo 'NVIDIA-SMI has failed' ; exit 9\n")
-    assert setup_module_under_test.visible_archs() == []
-
-
-def test_nvcc_and_host_compiler_are_named(setup_module_under_test, clean_environment, tmp_path):
-    nvcc = str(old_nvcc(tmp_path) / "bin" / "nvcc")
-    host = str(program(tmp_path / "g++", 'echo "g++ (Debian) 15.1.0"\n'))
-    with pytest.raises(setup_module_under_test.Failed) as caught:
-        setup_module_under_test.check_nvcc(nvcc, host, tmp_path / "work")
-    for words in ("nvcc 11.0", "15.1.0", "later than 9 are not supported", "CUDAHOSTCXX"):
-        assert words in str(caught.value)
-
-
-def test_no_compiler_is_named(setup_module_under_test, clean_environment, tmp_path):
-    clean_environment.setenv("PATH", str(tmp_path))
-    with pytest.raises(setup_module_under_test.Skipped, match=r"no C\+\+ compiler on PATH"):
-        setup_module_under_test.find_cxx()
-    clean_environment.setenv("CXX", "/nowhere/g++ -O2")
-    with pytest.raises(
-        setup_module_under_test.Skipped, match=r"CXX=/nowhere/g\+\+ is not a program"
-    ):
-        setup_module_under_test.find_cxx()
-
-
-def test_an_unknown_mode_is_refused(setup_module_under_test, clean_environment):
-    clean_environment.setenv("FASTRL_BUILD", "gpu")
-    with pytest.raises(SystemExit, match=r"FASTRL_BUILD='gpu' is not known.*auto, cpu, cuda, none"):
-        setup_module_under_test.asked_mode()
-
-
-@pytest.mark.parametrize(
-    "log, words",
-    [
-        ("ok\nfoo.cpp:3:1: error: no such thing\nmore", "foo.cpp:3:1: error: no such thing"),
-        ("CMake Error at x:1 (message):\n  Could NOT find Python", "Could NOT find Python"),
-        ("", "no output"),
-    ],
-)
-def test_the_line_that_matters_is_told(setup_module_under_test, log, words):
-    assert words in setup_module_under_test.first_error(log)
-
 
 # --- installations -------------------------------------------------------------------------------
 
@@ -192,23 +54,6 @@ def source(tmp_path):
     ):
         shutil.copy(ROOT / name, copy)
     return copy
-
-
-def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in (*BUILD_VARIABLES, "PYTHONPATH") and not key.startswith("FASTRL_")
-    }
-    tools = f"{sysconfig.get_path('scripts')}{os.pathsep}{kept['PATH']}"
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env=kept | {"PATH": tools} | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 def build_wheel(where: Path, out: Path, **environment: str) -> Path:
@@ -380,24 +225,6 @@ def test_bare_checkout_runs_on_the_reference(source):
     assert "was not built" in found["missing"]["cpu"]
     assert found["gae"] == GAE
     assert kernel_names() <= set(found["kernels"])
-
-
-@pytest.mark.slow
-def test_cuda_library_builds_and_loads_without_a_gpu(
-    setup_module_under_test, clean_environment, tmp_path
-):
-    try:
-        setup_module_under_test.find_nvcc()
-    except setup_module_under_test.Skipped as reason:
-        pytest.skip(str(reason))
-    clean_environment.setenv("FASTRL_CUDA_ARCHS", "90")
-    assert setup_module_under_test.build_part("cuda", "cuda", tmp_path) == ["90"]
-    loaded = run(
-        *(sys.executable, "-c", "import _core_cuda as core; print(repr(core.probe()))"),
-        cwd=tmp_path / "out",
-    )
-    assert loaded.returncode == 0, loaded.stderr
-    assert loaded.stdout.startswith("'")
 
 
 # --- imports -------------------------------------------------------------------------------------
