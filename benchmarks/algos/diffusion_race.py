@@ -8,7 +8,7 @@ from typing import Any
 from pytest_benchmark.fixture import BenchmarkFixture
 from race import close_to, trainer_race
 
-ROUNDS = 9  # of a second or less, so that one disturbance does not decide the median
+ROUNDS = 25  # of a second or less, so that a few disturbances do not decide the median
 
 
 def same_work(theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -114,6 +114,33 @@ def test_overridable_hooks_by_their_old_signatures(tmp_path, kind):
     assert isinstance(old.optimizer.optimizer, torch.optim.SGD)
 
 
+@pytest.mark.parametrize(
+    "kind", ["orpo", "cpo", "bco", "prm", "gkd", "nash_md", "xpo", "distillation"]
+)
+def test_overridable_hooks_of_the_other_algorithms(tmp_path, kind, monkeypatch):
+    settings = {"learning_rate": 0.5, "optim": "sgd"}
+    trainer, *rest = runs.KINDS[kind]
+    plain = runs.build(kind, tmp_path / "a", settings)
+    at_start = plain.evaluate()["eval_loss"]
+    plain.predict(runs.rows(kind, 4, 1, None))
+    plain.train()
+    monkeypatch.setitem(runs.KINDS, kind, (with_old_hooks(trainer), *rest))
+    old = runs.build(kind, tmp_path / "b", settings)
+    evaluated = old.evaluate()
+    found = old.predict(runs.rows(kind, 4, 1, None))
+    old.train()
+    assert [hook for hook in HOOKS if hook not in old.called] == []
+    assert old.called.count("training_step") == 2
+    for key in ("loss", "grad_norm"):  # on the same rows and the same answers
+        assert logged(old, key)[0] == pytest.approx(3 * logged(plain, key)[0], rel=1e-4)
+    if kind not in runs.DRAWING:  # who evaluate on answers drawn anew
+        assert evaluated["eval_loss"] == pytest.approx(3 * at_start, rel=1e-5)
+        assert found.metrics["test_loss"] == pytest.approx(3 * at_start, rel=1e-5)
+    assert logged(old, "learning_rate") == [0.5, 0.25]
+    assert all(entry["mine"] == 1.0 for entry in old.state.log_history)
+    assert isinstance(old.optimizer.optimizer, torch.optim.SGD)
+
+
 def test_overridable_hooks_of_ppo_by_train(tmp_path, monkeypatch):
     settings = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "optim": "sgd"}
     settings |= {"num_ppo_epochs": 1}
