@@ -16,12 +16,12 @@ from fastrl import DistillationConfig, DistillationTrainer
 from fastrl.train.experience import Drawn
 from tests.algos.offline_parity.making import CHATML, model, tokenizer
 from tests.algos.online_parity import distilled, making, records, running
+from tests.train.online_runs import PROMPTS, SHORT
 
 QUICK = {
     "distillation_reverse", "distillation_uneven", "distillation_accumulation",
     "distillation_lora", "distillation_evaluated",
 }  # fmt: skip
-PROMPTS = ["abc", "hello", "9 + 3 is", "xy", "the end of", "q", "so", "what is"]
 # Fields of the other online trainers that mean the same here.
 OURS = {
     "balance_ranks", "log_multimodal", "transformers_continuous_batching_config",
@@ -34,16 +34,8 @@ def trainer_of(folder, teacher="wide", rows=PROMPTS, student=None, more=None, **
         "output_dir": str(folder),
         "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 8,
-        "gradient_accumulation_steps": 2,
         "max_completion_length": 6,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
+        **SHORT,
         **given,
     }
     return DistillationTrainer(

@@ -195,3 +195,20 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 def grads() -> Callable[[nn.Module], dict[str, torch.Tensor]]:
     """grads(model): what `backward` left, by parameter name."""
     return gradients
+
+
+@pytest.fixture
+def embedded() -> Callable[[nn.Module], list[torch.Tensor]]:
+    """embedded(model): a list; each forward adds its input embeddings, leaves of the graph."""
+
+    def watch(model: nn.Module) -> list[torch.Tensor]:
+        leaves: list[torch.Tensor] = []
+
+        def cut(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            leaves.append(output.detach().requires_grad_())
+            return leaves[-1]
+
+        model.get_input_embeddings().register_forward_hook(cut)
+        return leaves
+
+    return watch

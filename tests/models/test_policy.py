@@ -80,24 +80,18 @@ def test_temperature_divides_logits(
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral"])
-def test_no_gradient_crosses_rows(family: str, tiny: Any, rows: Tokens) -> None:
+def test_no_gradient_crosses_rows(family: str, tiny: Any, rows: Tokens, embedded: Any) -> None:
     model = tiny(family)
     prepare_policy(model)
-    leaves = []
-
-    def cut(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
-
-    model.get_input_embeddings().register_forward_hook(cut)
+    leaves = embedded(model)
     logprobs(model, rows).logp[1].sum().backward()
-    (embedded,) = leaves
-    assert embedded.shape[:2] == (1, sum(length - 1 for length in rows.lengths))
+    (leaf,) = leaves
+    assert leaf.shape[:2] == (1, sum(length - 1 for length in rows.lengths))
     first = rows.lengths[0] - 1
     own = slice(first, first + rows.lengths[1] - 1)
-    assert embedded.grad[0, own][-5:].abs().sum(-1).min() > 0
-    embedded.grad[0, own] = 0
-    assert embedded.grad.abs().max() == 0
+    assert leaf.grad[0, own][-5:].abs().sum(-1).min() > 0
+    leaf.grad[0, own] = 0
+    assert leaf.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -124,23 +124,17 @@ def test_the_first_span_may_score_what_is_shared(
         torch.testing.assert_close(logprobs(model, tokens).logp, got.logp.detach())
 
 
-def test_no_gradient_crosses_answers(tiny: Any, groups: Tokens) -> None:
+def test_no_gradient_crosses_answers(tiny: Any, groups: Tokens, embedded: Any) -> None:
     model = tiny("mistral")
     prepare_policy(model)
-    leaves = []
-
-    def cut(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
-
-    model.get_input_embeddings().register_forward_hook(cut)
+    leaves = embedded(model)
     logprobs(model, groups).logp[3].sum().backward()
-    (embedded,) = leaves
+    (leaf,) = leaves
     (batch,) = layout.packed(groups, share=True).batches
-    assert embedded.grad.shape[1] == batch.inputs["input_ids"].shape[1]
+    assert leaf.grad.shape[1] == batch.inputs["input_ids"].shape[1]
     positions = batch.inputs["position_ids"][0, :18].tolist()
     assert positions == [*range(5), *range(5, 11), *range(5, 12)]
-    reached = embedded.grad[0].abs().sum(-1)
+    reached = leaf.grad[0].abs().sum(-1)
     own = range(5 + 6, 5 + 6 + 13)
     assert reached[own.stop - 5 : own.stop].min() > 0  # the window of 5
     assert reached[:5].max() > 0

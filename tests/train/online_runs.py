@@ -1,4 +1,4 @@
-"""Short runs of GRPO on a tiny model, drawn in this process."""
+"""Short runs on a tiny model, answers drawn in this process: GRPO's, and what others share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from tests.algos.offline_parity.making import model, tokenizer
 PROMPTS = ["abc", "hello", "9 + 3 is", "xy", "the end of", "q", "so", "what is"]
 
 
+# Of any trainer that draws answers.
+SHORT = {
+    "gradient_accumulation_steps": 2,
+    "max_steps": 4,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+}
+
+
 def vowels(completions, **_):
     """The share of vowels."""
     return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
@@ -20,17 +34,9 @@ def arguments(folder, **given):
     return {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
         "num_generations": 4,
         "max_completion_length": 6,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
+        **SHORT,
         **given,
     }
 
