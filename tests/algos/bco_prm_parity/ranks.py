@@ -13,6 +13,7 @@ import fastrl
 from tests.algos.bco_prm_parity import running
 from tests.algos.bco_prm_parity.regression import regression
 from tests.algos.bco_prm_parity.running import Case
+from tests.algos.offline_parity.running import numbers
 from tests.two_ranks import leave
 
 CASES = (
@@ -34,7 +35,7 @@ def train(world: int, folder: Path) -> dict[str, Any]:
         assert trainer.accelerator.num_processes == world
         trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model)
-        logs = running.numbers(trainer.state.log_history)
+        logs = numbers(trainer.state.log_history)
         found[case.name] = {"logs": logs, "weights": model.state_dict()}
     return found
 

@@ -16,7 +16,7 @@ import transformers
 from datasets import Dataset
 
 from tests.algos.offline_parity import making
-from tests.algos.offline_parity.running import BASE, UNCOMPARED
+from tests.algos.offline_parity.running import BASE, numbers
 
 
 @dataclass(frozen=True)
@@ -121,19 +121,6 @@ def trainer_of(case: Case, library: Any, folder: str, **more: Any) -> Any:
             drawn = np.random.RandomState(len(name)).standard_normal(tuple(parameter.shape))
             parameter.data.copy_(torch.from_numpy(0.08 * drawn))
     return made
-
-
-def numbers(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Of each log what is a number, without the clock's."""
-    return [
-        {
-            key: value
-            for key, value in entry.items()
-            if isinstance(value, int | float) and not any(u in key for u in UNCOMPARED)
-        }
-        for entry in history
-        if "train_runtime" not in entry
-    ]
 
 
 def run(case: Case, library: Any) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from tests.algos.offline_parity import making
-from tests.algos.offline_parity.running import BASE, UNCOMPARED
+from tests.algos.offline_parity.running import BASE, numbers
 
 ANSWER = 20  # tokens of every answer, drawn or not: TRL divides by those of the dataset
 
@@ -82,18 +82,9 @@ def trainer_of(case: Case, trainer: Any, config: Any, folder: str) -> Any:
 
 
 def run(case: Case, trainer: Any, config: Any) -> list[dict[str, float]]:
-    """Train; one dict of numbers for each log, without those of `UNCOMPARED`."""
+    """Train; one dict of numbers for each log."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = trainer_of(case, trainer, config, folder)
         made.train()
-        history = made.state.log_history
-    return [
-        {
-            key: value
-            for key, value in entry.items()
-            if isinstance(value, int | float) and not any(u in key for u in UNCOMPARED)
-        }
-        for entry in history
-        if "train_runtime" not in entry
-    ]
+        return numbers(made.state.log_history)

@@ -86,13 +86,8 @@ def trainer_of(case: Case, library: ModuleType, folder: str) -> Any:
     )
 
 
-def run(case: Case, library: ModuleType) -> list[dict[str, float]]:
-    """Train; one dict of numbers for each log, without those of `UNCOMPARED`."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = trainer_of(case, library, folder)
-        trainer.train()
-        history = trainer.state.log_history
+def numbers(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Of each log what is a number and not in `UNCOMPARED`."""
     return [
         {
             key: value
@@ -102,3 +97,12 @@ def run(case: Case, library: ModuleType) -> list[dict[str, float]]:
         for entry in history
         if "train_runtime" not in entry
     ]
+
+
+def run(case: Case, library: ModuleType) -> list[dict[str, float]]:
+    """Train; one dict of numbers for each log."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = trainer_of(case, library, folder)
+        trainer.train()
+        return numbers(trainer.state.log_history)

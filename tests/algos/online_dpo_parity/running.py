@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 
+from tests.algos.offline_parity.running import BASE as OFFLINE
 from tests.algos.online_parity import making
 from tests.algos.online_parity.making import EOS, LETTERS, LONGEST
 from tests.algos.online_parity.running import Case, _policy, _rewards
@@ -39,19 +40,10 @@ METRICS = (
     "val/contain_eos_token",
 )
 BASE: dict[str, Any] = {
-    "per_device_train_batch_size": 4,
+    **OFFLINE,
     "max_new_tokens": LONGEST,
     "max_steps": 8,
     "learning_rate": 2e-3,
-    "lr_scheduler_type": "constant",
-    "logging_steps": 1,
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "seed": 7,
 }
 
 

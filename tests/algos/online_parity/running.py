@@ -14,6 +14,7 @@ import torch
 import transformers
 from datasets import Dataset
 
+from tests.algos.offline_parity.running import BASE as OFFLINE
 from tests.algos.online_parity import making
 
 # Wall-clock figures.
@@ -41,21 +42,12 @@ class Case:
 
 
 BASE: dict[str, Any] = {
-    "per_device_train_batch_size": 4,
+    **OFFLINE,
     "per_device_eval_batch_size": 4,
     "num_generations": 4,
     "max_completion_length": 16,
     "max_steps": 10,
     "learning_rate": 2e-3,
-    "lr_scheduler_type": "constant",
-    "logging_steps": 1,
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "seed": 7,
 }
 
 
