@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.algos.offline_parity import making
 from tests.algos.offline_two_ranks import worker
 from tests.two_ranks import run
 
@@ -17,7 +18,7 @@ def two_ranks(task: str, kind: str, folder: Path) -> list[dict]:
     return run(worker.__file__, folder, task, kind)
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "cpo", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "cpo", "reward", "gkd"])
 def test_two_ranks_of_four_are_one_of_eight(tmp_path, kind):
     (tmp_path / "two").mkdir()
     first, second = two_ranks("train", kind, tmp_path / "two")
@@ -31,6 +32,16 @@ def test_two_ranks_of_four_are_one_of_eight(tmp_path, kind):
         assert {key: two[key] for key in keys} == pytest.approx(
             {key: one[key] for key in keys}, rel=1e-4, abs=2e-6
         )
+
+
+def test_two_ranks_of_gkd_learn_what_their_student_says(tmp_path):
+    first, second = two_ranks("train", "gkd_drawn", tmp_path)
+    start = making.model("qwen2").state_dict()
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+    assert any(not torch.equal(first["weights"][name], start[name]) for name in start)
+    losses = [entry["loss"] for entry in first["logs"] if "loss" in entry]
+    assert len(losses) == 4 and all(0 < loss < 10 for loss in losses)
 
 
 def test_a_nan_on_one_rank_stops_both(tmp_path):

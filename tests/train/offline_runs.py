@@ -11,6 +11,8 @@ from fastrl import (
     CPOTrainer,
     DPOConfig,
     DPOTrainer,
+    GKDConfig,
+    GKDTrainer,
     RewardConfig,
     RewardTrainer,
     SFTConfig,
@@ -33,6 +35,7 @@ KINDS = {
     "sft": (SFTTrainer, SFTConfig, "completion", "lm"),
     "cpo": (CPOTrainer, CPOConfig, "preference", "lm"),
     "dpo": (DPOTrainer, DPOConfig, "preference", "lm"),
+    "gkd": (GKDTrainer, GKDConfig, "messages", "lm"),
     "reward": (RewardTrainer, RewardConfig, "preference", "score"),
 }
 
@@ -49,6 +52,7 @@ def build(folder: Any, kind: str = "sft", cls: type | None = None, **given: Any)
 
 
 _ARGUMENTS = ("model", "train_dataset", "eval_dataset", "callbacks", "data_collator", "peft_config")
+_ARGUMENTS += ("teacher_model",)
 
 
 def weights(trainer: Any) -> dict[str, torch.Tensor]:

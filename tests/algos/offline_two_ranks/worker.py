@@ -11,11 +11,19 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from tests.algos.offline_parity import making
 from tests.train.offline_runs import build
 from tests.two_ranks import leave
 
-# Its NLL is a mean over the tokens of a micro-batch, in TRL too, and so not that of the whole step.
-MORE = {"cpo": {"cpo_alpha": 0.0}}
+
+def more(kind: str) -> dict[str, Any]:
+    """What a kind is given besides."""
+    if kind == "cpo":  # its NLL is a mean of each micro-batch, in TRL too, not of the whole step
+        return {"cpo_alpha": 0.0}
+    if kind.startswith("gkd"):
+        drawn = float(kind == "gkd_drawn")
+        return {"teacher_model": making.model("llama"), "lmbda": drawn, "max_new_tokens": 6}
+    return {}
 
 
 class Poison(TrainerCallback):
@@ -30,11 +38,11 @@ def train(world: int, kind: str, folder: Path, callbacks: list[Any]) -> dict[str
     """Eight rows a step over all ranks; what was logged, and the weights."""
     trainer = build(
         folder / "run",
-        kind,
+        kind.removesuffix("_drawn"),
         per_device_train_batch_size=8 // world,
         optim="sgd",
         learning_rate=0.1,
-        **MORE.get(kind, {}),
+        **more(kind),
         callbacks=callbacks,
     )
     assert trainer.accelerator.num_processes == world
