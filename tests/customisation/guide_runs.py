@@ -21,19 +21,9 @@ from fastrl import (
     SFTTrainer,
 )
 from tests.algos.offline_parity import making
+from tests.train.offline_runs import BASE
 
-SETTINGS: dict[str, Any] = {
-    "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 4,
-    "learning_rate": 1e-3,
-    "max_steps": 2,
-    "logging_steps": 1,
-    "use_cpu": True,
-    "gradient_checkpointing": False,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-}
+SETTINGS: dict[str, Any] = {**BASE, "per_device_eval_batch_size": 4, "max_steps": 2}
 SAMPLING = {"num_generations": 4, "max_completion_length": 4}
 
 
